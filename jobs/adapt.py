@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage
+from jobs.experiment import Info, Stage
 from jobs.preflight import check_base
 from jobs.runtime import run_remote
 from perpcs.config import ExperimentConfig
@@ -21,6 +21,7 @@ from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
 from perpcs.population.tasks import Task, get_task
 from perpcs.records import User
 from perpcs.seeds import rng
+from storage.layout import Paths
 from storage.population import read_split, read_task
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage, read_marker, stage_info
-from jobs.loading import LancePieces, open_base, open_pieces, open_prompter, own_adapters
+from jobs.experiment import Info, Stage, read_marker, stage_info
+from jobs.loading import open_base, open_pieces, open_prompter, own_adapters
 from jobs.preflight import check_methods
 from jobs.runtime import run_remote
 from jobs.summary import choices_of, cost_of, experiment_of
@@ -31,6 +31,8 @@ from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import Recipe, SharerAdapter, User
 from storage.files import write_text
+from storage.lance_pieces import LancePieces
+from storage.layout import Paths
 from storage.population import read_population, read_split
 from storage.recipes import RecipeStore
 

@@ -10,12 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.errors import ConfigError, StoreError
-from storage.files import exists, join, read_json, write_json
+from storage.files import exists, read_json, write_json
+from storage.layout import Paths
 
 HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "evaluate.batch",
        "assembly.items_per_pass")  # fmt: skip
@@ -24,47 +24,6 @@ HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.ga
 log = logging.getLogger(__name__)
 
 Info = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Places inside an experiment folder."""
-
-    root: str
-
-    @classmethod
-    def of(cls, cfg: ExperimentConfig) -> Paths:
-        """Absolute, because the working folder of a remote worker is another one."""
-        return cls(
-            cfg.experiment if "://" in cfg.experiment else str(Path(cfg.experiment).expanduser().resolve())
-        )
-
-    def __getattr__(self, name: str) -> str:
-        """`paths.pool` is <root>/pool; see docs/formats.md for what is in each."""
-        if name not in _PLACES:
-            raise AttributeError(name)
-        return join(self.root, _PLACES[name])
-
-    def marker(self, stage: str) -> str:
-        """The file that says how far a stage is."""
-        return join(self.root, "stages", f"{stage}.json")
-
-
-_PLACES = {
-    "config": "config.yaml",
-    "population": "population.lance",
-    "base": "base",
-    "raw_base": "base-raw",
-    "selection": "sharers.json",
-    "pool": "pool",
-    "own": "own",
-    "indexes": "indexes",
-    "recipes": "recipes.lance",
-    "predictions": "predictions.jsonl",
-    "events": "events.jsonl",
-    "results": "results.json",
-    "report": "report.html",
-}
 
 
 @dataclass(frozen=True)
@@ -92,13 +51,13 @@ class Stage:
 
     def __call__(self, cfg: ExperimentConfig) -> Info:
         """Run unless finished; returns what the stage reports of itself."""
-        self._inputs(cfg, Paths.of(cfg))  # refuses where an earlier stage is missing
+        self._inputs(cfg, Paths.of(cfg.experiment))  # refuses where an earlier stage is missing
         self.refuse(cfg)
         return self.do(cfg)
 
     def finished(self, cfg: ExperimentConfig) -> bool:
         """Whether it was run with these settings over the earlier stages as they are, and its output is there."""
-        paths = Paths.of(cfg)
+        paths = Paths.of(cfg.experiment)
         marker = self._marker(paths)
         if marker is None or not marker["finished"] or not self._made(paths):
             return False
@@ -112,14 +71,14 @@ class Stage:
         """Raises PerpcsError for what can be refused before this and earlier stages run: changed settings, `check`."""
         if self.finished(cfg):
             return
-        paths = Paths.of(cfg)
+        paths = Paths.of(cfg.experiment)
         self._refuse_change(paths, self._settings(cfg))
         if self.check is not None:
             self.check(cfg, paths)
 
     def do(self, cfg: ExperimentConfig) -> Info:
         """As a call, for who has called `refuse` before."""
-        paths = Paths.of(cfg)
+        paths = Paths.of(cfg.experiment)
         inputs = self._inputs(cfg, paths)
         if self.finished(cfg):
             log.info("%s: already done", self.title)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage
-from jobs.loading import LancePieces
+from jobs.experiment import Info, Stage
 from perpcs.assembly.pieces import KeyKind
 from perpcs.config import ExperimentConfig
 from storage.files import exists
 from storage.index import identity
+from storage.lance_pieces import LancePieces
+from storage.layout import Paths
 from storage.pool import Pool
 
 KEYS: tuple[KeyKind, ...] = ("gate", "gradient")

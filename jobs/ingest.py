@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage
+from jobs.experiment import Info, Stage
 from jobs.preflight import check_task
 from perpcs.config import ExperimentConfig
 from perpcs.population.splits import load_population
+from storage.layout import Paths
 from storage.population import write_population
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.experiment import Info, Paths
+from jobs.experiment import Info
 from jobs.fleet import run_fleet
 from jobs.fleet_types import FleetEvent, PackReport, PackWorker
 from jobs.loading import open_base, open_prompter, pool_spec
@@ -23,6 +23,7 @@ from perpcs.model.encoder import make_encoder
 from perpcs.records import SharerAdapter, User
 from perpcs.train.pack import UserData
 from perpcs.train.sharers import train_own, train_sharers
+from storage.layout import Paths
 from storage.pool import Pool
 from storage.population import read_users
 

@@ -11,11 +11,11 @@ from contextlib import nullcontext
 
 from jobs import adapt, assemble, evaluate, index, ingest, report, select_sharers, train_own, train_sharers
 from jobs.cli import stage_main
-from jobs.experiment import Paths
 from jobs.runtime import connect
 from perpcs.config import ExperimentConfig, to_yaml
 from perpcs.evaluation.methods import get_methods
 from storage.files import exists, read_text, write_text
+from storage.layout import Paths
 
 
 def main(cfg: ExperimentConfig) -> None:
@@ -36,7 +36,7 @@ def main(cfg: ExperimentConfig) -> None:
 
 def _keep_config(cfg: ExperimentConfig) -> None:
     """Beside the results: the settings that they were made with."""
-    path, text = Paths.of(cfg).config, to_yaml(cfg)
+    path, text = Paths.of(cfg.experiment).config, to_yaml(cfg)
     if not exists(path) or read_text(path) != text:
         write_text(path, text)
 

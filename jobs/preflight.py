@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.experiment import Paths, is_finished, stage_info
+from jobs.experiment import is_finished, stage_info
 from jobs.runtime import run_remote
 from perpcs.config import ExperimentConfig
 from perpcs.errors import ConfigError, DataError, MismatchError
@@ -15,6 +15,7 @@ from perpcs.model.base import check_files, recorded_fingerprint, skeleton
 from perpcs.model.encoder import check_folder
 from perpcs.population.tasks import get_task
 from storage.files import exists
+from storage.layout import Paths
 from storage.pool import Pool
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage
+from jobs.experiment import Info, Stage
 from jobs.loading import open_base, open_prompter
 from jobs.preflight import check_encoder
 from jobs.runtime import run_remote
@@ -13,6 +13,7 @@ from perpcs.config import ExperimentConfig
 from perpcs.model.encoder import make_encoder
 from perpcs.selection import select_sharers
 from storage.files import write_json
+from storage.layout import Paths
 from storage.population import read_split
 
 

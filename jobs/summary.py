@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.experiment import Paths, stage_info
+from jobs.experiment import stage_info
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.evaluation.cost import adapter_parameters, history_bytes, pool_bytes, tokens_of
@@ -16,6 +16,7 @@ from perpcs.evaluation.methods import Method, recipe_name
 from perpcs.evaluation.results import Choices, Cost, Experiment
 from perpcs.population.synthetic import similarity_matrix
 from perpcs.records import Population, User
+from storage.layout import Paths
 
 if TYPE_CHECKING:
     from jobs.evaluate import Evaluator

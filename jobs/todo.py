@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from jobs.experiment import Paths
 from storage.files import exists, read_json
+from storage.layout import Paths
 from storage.pool import Pool
 
 

@@ -9,10 +9,11 @@ import sys
 from functools import partial
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage
+from jobs.experiment import Info, Stage
 from jobs.packs import OwnWorker, train_missing
 from jobs.preflight import check_match
 from perpcs.config import ExperimentConfig
+from storage.layout import Paths
 from storage.population import read_ids
 
 

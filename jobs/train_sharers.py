@@ -9,11 +9,12 @@ import sys
 from functools import partial
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Paths, Stage
+from jobs.experiment import Info, Stage
 from jobs.packs import SharerWorker, train_missing
 from jobs.preflight import check_match
 from jobs.todo import selected
 from perpcs.config import ExperimentConfig
+from storage.layout import Paths
 
 
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:

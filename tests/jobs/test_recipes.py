@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.assemble import Assembler
-from jobs.experiment import Paths, stage_info
-from jobs.loading import open_base, open_pieces, open_prompter
+from jobs.experiment import stage_info
+from jobs.loading import open_assembler, open_base, open_pieces
+from perpcs.assembly.assembler import Assembler
 from perpcs.assembly.autoregressive import Rule, mix
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.assembly.pieces import MemoryPieces
 from storage import upkeep
+from storage.layout import Paths
 from storage.pool import Pool
 from storage.population import read_split
 from storage.recipes import RecipeStore
@@ -31,13 +32,10 @@ STORED = [
 def world(copy, mini):
     """(assembler over a copy of the finished run, its paths, its targets)."""
     cfg = mini(copy)
-    paths = Paths.of(cfg)
+    paths = Paths.of(cfg.experiment)
     base = open_base(cfg, paths)
     version = stage_info(paths, "assemble", wanted_by="a test")["pool_version"]
-    pieces = open_pieces(paths, base, version=version)
-    return (
-        Assembler(cfg, base, open_prompter(cfg, paths, base), pieces), paths, read_split(paths.population, "targets")
-    )  # fmt: skip
+    return open_assembler(cfg, paths, base, version=version), paths, read_split(paths.population, "targets")
 
 
 def rebuilt(paths, base, user_id, name):
@@ -85,7 +83,7 @@ def test_memory_and_lance_choose_alike(world, rule, merge):
     assembler, _, users = world
     view = assembler.pieces.view
     memory = MemoryPieces(view.spec, [view.adapter(i) for i in view.ids], version=view.version)
-    other = Assembler(assembler.cfg, assembler.base, assembler.prompter, memory)
+    other = Assembler(assembler.base, assembler.prompter, memory, config=assembler.config)
     for stored, here in zip(
         assembler.picks(rule, merge, users), other.picks(rule, merge, users), strict=True
     ):
@@ -98,7 +96,8 @@ def test_whoever_withdrew_is_in_no_new_assembly(world):
     pool = Pool.open(paths.pool)
     gone = pool.view().ids[1]
     withdraw(pool, gone)
-    now = Assembler(assembler.cfg, assembler.base, assembler.prompter, open_pieces(paths, assembler.base))
+    pieces = open_pieces(paths, assembler.base)
+    now = Assembler(assembler.base, assembler.prompter, pieces, config=assembler.config)
     for rule, merge in [*STORED, ("retrieval", "concat"), ("random", "concat"), ("uniform", "concat")]:
         for ordinals, codes, _ in now.picks(rule, merge, users):
             assert gone not in {now.pieces.ids[o] for o in ordinals[codes != 0]}, rule

@@ -1,0 +1,69 @@
+"""Every rule by its name, over one base and one version of the pool: from users' histories to picks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perpcs.assembly.autoregressive import Rule
+from perpcs.assembly.pieces import Pieces
+from perpcs.assembly.rules import (
+    Picks,
+    gate_picks,
+    gradient_picks,
+    random_picks,
+    retrieval_picks,
+    uniform_picks,
+)
+from perpcs.config.schema import AssemblyConfig
+from perpcs.errors import DataError
+from perpcs.model.base import Base
+from perpcs.model.encoder import make_encoder
+from perpcs.population.prompts import Prompter
+from perpcs.records import User
+from perpcs.train.pack import UserData
+
+
+class Assembler:
+    """The rules by name. `config` sets top-k, temperatures and batching; `encoder` as in `select.encoder`."""
+
+    def __init__(
+        self,
+        base: Base,
+        prompter: Prompter,
+        pieces: Pieces,
+        *,
+        config: AssemblyConfig,
+        encoder: str = "base",
+        seed: int = 0,
+    ) -> None:
+        self.base, self.prompter, self.pieces = base, prompter, pieces
+        self.config, self.encoder, self.seed = config, encoder, seed
+
+    def picks(self, rule: str, merge: str, users: Sequence[User]) -> list[Picks]:
+        """Choose pieces for users. Raises DataError for a user without an item to assemble from."""
+        a = self.config
+        if rule == "uniform":
+            return [uniform_picks(self.pieces)] * len(users)
+        if rule == "random":
+            return random_picks([u.id for u in users], self.pieces, top_k=a.top_k, seed=self.seed)
+        if rule == "retrieval":
+            encoder = make_encoder(self.encoder, self.base.model, self.prompter)
+            return retrieval_picks(encoder(users), self.pieces)
+        data = [self._data(user) for user in users]
+        if rule in ("gradient", "gradient_global"):
+            how = Rule(a.top_k, a.gradient_temperature, merge)
+            return gradient_picks(
+                self.base.model, data, self.pieces, how,
+                whole_sharers=rule == "gradient_global", items_per_pass=a.items_per_pass,
+            )  # fmt: skip
+        how = Rule(a.top_k, a.temperature, merge)
+        batch_items = {"gate": 0, "gate_batches": a.batch_items}[rule]
+        return gate_picks(
+            self.base.model, data, self.pieces, how, batch_items=batch_items, items_per_pass=a.items_per_pass
+        )
+
+    def _data(self, user: User) -> UserData:
+        examples = tuple(self.prompter.history(user, max_items=self.config.max_items))
+        if not examples:
+            raise DataError(f"user {user.id}: no history item with an output to assemble from")
+        return UserData(user.id, examples)

@@ -1,0 +1,47 @@
+"""Where everything is inside an experiment (docs/formats.md says what is in each place)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.files import join
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Places inside an experiment folder or object-store prefix."""
+
+    root: str
+
+    @classmethod
+    def of(cls, experiment: str) -> Paths:
+        """Places of a folder or URI; absolute, because the working folder of a remote worker is another one."""
+        return cls(experiment if "://" in experiment else str(Path(experiment).expanduser().resolve()))
+
+    def __getattr__(self, name: str) -> str:
+        """`paths.pool` is <root>/pool; see docs/formats.md for what is in each."""
+        if name not in _PLACES:
+            raise AttributeError(name)
+        return join(self.root, _PLACES[name])
+
+    def marker(self, stage: str) -> str:
+        """The file that says how far a stage is."""
+        return join(self.root, "stages", f"{stage}.json")
+
+
+_PLACES = {
+    "config": "config.yaml",
+    "population": "population.lance",
+    "base": "base",
+    "raw_base": "base-raw",
+    "selection": "sharers.json",
+    "pool": "pool",
+    "own": "own",
+    "indexes": "indexes",
+    "recipes": "recipes.lance",
+    "predictions": "predictions.jsonl",
+    "events": "events.jsonl",
+    "results": "results.json",
+    "report": "report.html",
+}
