@@ -20,10 +20,12 @@ import numpy as np
 from perpcs.errors import MismatchError, StoreError
 from storage.files import join
 from storage.index_files import Cached, folders, load, save
-from storage.index_kinds import IndexSettings, add_all, new_index, search_index, training_rows
+from storage.index_kinds import IndexSettings, add_all, all_vectors, new_index, search_index, training_rows
 from storage.view import Key, PoolView
 
 _LN_EPS = 1e-5
+BLOCK = 4096
+"""Keys that are read from the store at a time."""
 
 
 def layer_norm(x: np.ndarray) -> np.ndarray:
@@ -96,11 +98,7 @@ class PoolIndex:
             StoreError: unknown projection. MismatchError: queries or mask of another size.
         """
         opened = self._opened(projection)
-        queries = np.ascontiguousarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != opened.index.d:
-            raise MismatchError(
-                f"queries of {projection} have shape {queries.shape}, the {self.key} keys need [U, {opened.index.d}]"
-            )
+        queries = self._checked(projection, queries, opened)
         if allowed is not None and allowed.shape != (len(self.view),):
             raise MismatchError(
                 f"mask of {projection} has shape {allowed.shape}, the view has {len(self.view)} sharers"
@@ -110,6 +108,43 @@ class PoolIndex:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         scores, places = search_index(opened.index, self.settings, queries, k, usable=usable[opened.ordinals])
         return scores, np.where(places < 0, -1, opened.ordinals[places])
+
+    def scores(self, projection: str, queries: np.ndarray, ordinals: np.ndarray | None = None) -> np.ndarray:
+        """Inner products of queries [U, d] with everybody's keys, [U, n], by one matrix product; or with those of
+        `ordinals` [U, c], added up in double precision. Live or not; raises as `search` does.
+        """
+        opened = self._opened(projection)
+        queries = self._checked(projection, queries, opened)
+        if ordinals is not None:
+            some, place = np.unique(ordinals, return_inverse=True)
+            keys = self._keys(projection, opened, some)[place.reshape(ordinals.shape)]
+            return np.einsum("ucd,ud->uc", keys, queries, dtype=np.float64)
+        out = np.empty((len(queries), len(self.view)), np.float32)
+        stored = all_vectors(opened.index)
+        if stored is not None:
+            out[:, opened.ordinals] = queries @ stored.T
+            return out
+        for start in range(0, len(self.view), BLOCK):
+            block = np.arange(start, min(start + BLOCK, len(self.view)))
+            out[:, block] = queries @ self._vectors(projection, block).T
+        return out
+
+    def _keys(self, projection: str, opened: _Opened, ordinals: np.ndarray) -> np.ndarray:
+        """[c, d] keys as they are indexed; from the index where that holds them as they are."""
+        stored = all_vectors(opened.index)
+        if stored is None:
+            return self._vectors(projection, ordinals)
+        place = np.empty(len(self.view), np.int64)
+        place[opened.ordinals] = np.arange(len(self.view))
+        return np.asarray(stored[place[ordinals]])
+
+    def _checked(self, projection: str, queries: np.ndarray, opened: _Opened) -> np.ndarray:
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != opened.index.d:
+            raise MismatchError(
+                f"queries of {projection} have shape {queries.shape}, the {self.key} keys need [U, {opened.index.d}]"
+            )
+        return queries
 
     def search_many(
         self, queries: Mapping[str, np.ndarray], k: int, *, allowed: Mapping[str, np.ndarray] | None = None
@@ -188,7 +223,7 @@ class PoolIndex:
     def _vectors(self, projection: str, ordinals: np.ndarray) -> np.ndarray:
         return index_vectors(self.view.keys_of(projection, self.key, ordinals), self.key)
 
-    def _stream(self, projection: str, ordinals: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
+    def _stream(self, projection: str, ordinals: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:
         for start in range(0, len(ordinals), size):
             yield self._vectors(projection, ordinals[start : start + size])
 

@@ -122,6 +122,16 @@ def _search_selected(
     return scores, places
 
 
+def all_vectors(index: Any) -> np.ndarray | None:
+    """[n, d] the vectors of a flat index, as they lie in its memory; None for another kind."""
+    faiss = _faiss()
+    if not isinstance(index, faiss.IndexFlat):
+        return None
+    return np.asarray(faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)).reshape(
+        index.ntotal, index.d
+    )
+
+
 def _faiss() -> Any:
     """faiss, untyped: its type stubs lack names that it has."""
     import faiss

@@ -43,6 +43,12 @@ class LancePieces:
         """See `perpcs.assembly.pieces.Pieces`."""
         return self.index(key).search(projection, queries, k, allowed=allowed)
 
+    def scores(
+        self, key: Key, projection: str, queries: np.ndarray, ordinals: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `perpcs.assembly.pieces.Pieces`."""
+        return self.index(key).scores(projection, queries, ordinals)
+
     def fetch(self, wanted: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """See `perpcs.assembly.pieces.Pieces`."""
         return self.view.fetch_many(wanted)

@@ -5,6 +5,7 @@ import pytest
 
 from perpcs.errors import MismatchError, StoreError
 from storage.index import PoolIndex, layer_norm
+from storage.index_kinds import IndexSettings
 from storage.pool import Pool
 
 
@@ -38,6 +39,23 @@ def test_search_equals_brute_force(tmp_path, pool, key, users):
             assert np.array_equal(ordinals, order[:, :5])
             assert np.allclose(scores, want[:, :5], atol=1e-5)
             assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_scores_of_everybody_and_of_some(tmp_path, pool, adapter, kind):
+    pool.commit([adapter("a0")])  # sorts before the others: an index's positions are then not the ordinals
+    view, rng = pool.view(), np.random.default_rng(0)
+    index = PoolIndex.open(view, key="gradient", folder=str(tmp_path / "index"), settings=IndexSettings(kind))
+    name = pool.spec.projections[1].name
+    queries = rng.standard_normal((4, view.keys(name, "gradient").shape[1])).astype(np.float32)
+    want = queries @ view.keys(name, "gradient").T
+    assert np.allclose(index.scores(name, queries), want, atol=1e-5)
+    some = rng.integers(0, 13, (4, 3))
+    exact = index.scores(name, queries, some)
+    assert np.allclose(exact, np.take_along_axis(want, some, 1), atol=1e-5)
+    assert np.array_equal(exact[2:3], index.scores(name, queries[2:3], some[2:3])), "whoever else is asked"
+    with pytest.raises(MismatchError, match="gradient keys need"):
+        index.scores(name, queries[:, :3])
 
 
 def test_layer_norm_is_the_papers():

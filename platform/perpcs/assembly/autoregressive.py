@@ -17,6 +17,7 @@ from perpcs.assembly.merge import merge_pieces, merged_rank
 from perpcs.assembly.pieces import Pieces, usable
 from perpcs.assembly.select import code_weights, round_weights, softmax_weights
 from perpcs.keys.gate import gate_queries
+from perpcs.lora.bank import Factors
 from perpcs.lora.inject import BankedModel
 from perpcs.lora.kernel import Slots, lora_delta
 from perpcs.population.batches import collate
@@ -48,15 +49,20 @@ class AssemblingSource:
         self.users = int(slot_N.max()) + 1
         self.scale = pieces.spec.alpha / pieces.spec.rank
         self.picks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._mixed: dict[str, Factors] = {}
+        """Kept for the call: the last layer's projections are met twice, by all positions and by those that count."""
 
     def delta(self, projection: Projection, x_NTi: Tensor) -> Tensor:
         """See `DeltaSource`."""
+        if projection.name not in self._mixed:
+            self._mixed[projection.name] = self._assemble(projection.name, x_NTi)
+        return lora_delta(x_NTi, *self._mixed[projection.name], self.slots) * self.scale
+
+    def _assemble(self, projection: str, x_NTi: Tensor) -> Factors:
         queries = gate_queries(x_NTi, self.counted, self.slots.index, users=self.users)
-        ordinals, codes = choose(self.pieces, projection.name, queries, self.rule)
-        self.picks[projection.name] = ordinals, codes
-        a_URi, b_UoR = mix(self.pieces, projection.name, ordinals, codes, self.rule)
-        a, b = a_URi.to(x_NTi), b_UoR.to(x_NTi)
-        return lora_delta(x_NTi, a, b, self.slots) * self.scale
+        self.picks[projection] = ordinals, codes = choose(self.pieces, projection, queries, self.rule)
+        a_URi, b_UoR = mix(self.pieces, projection, ordinals, codes, self.rule)
+        return a_URi.to(x_NTi), b_UoR.to(x_NTi)
 
 
 def choose(pieces: Pieces, projection: str, queries_Ud: Tensor, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -89,5 +95,6 @@ def assemble_forward(
     batch = collate([e for items in users for e in items], pad_id=model.pad_id, device=model.device)
     counted = batch.labels[:, -batch.label_span :] != -100
     source = AssemblingSource(pieces, rule, slot_N, counted)
-    model.run(batch.input_ids, batch.attention_mask, source=source, logits_to_keep=1)
+    # As if for a loss: the last layer then does for label positions alone what no query and no later layer needs elsewhere.
+    model.label_logits(batch, source=source)
     return Picks(source.picks)

@@ -30,6 +30,13 @@ class Pieces(Protocol):
         """queries [U, d] -> (scores [U, k], ordinals [U, k]), best first, -1 where there are fewer than k."""
         ...
 
+    def scores(
+        self, key: KeyKind, projection: str, queries: np.ndarray, ordinals: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Of everybody, also those who withdrew: [U, n] by one matrix product, where a query's last digits may depend on
+        who is asked together with it; or of ordinals [U, c], added up exactly."""
+        ...
+
     def fetch(self, wanted: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """ordinals [n] by projection -> (a [n, r, i], b [n, o, r]) by projection."""
         ...
@@ -45,6 +52,11 @@ def usable(pieces: Pieces) -> np.ndarray:
     if not ordinals.size:
         raise StoreError("the pool has no sharer to assemble from; train some, or use an older pool")
     return ordinals
+
+
+def exact_scores(queries_Ud: np.ndarray, keys_Ucd: np.ndarray) -> np.ndarray:
+    """[U, c] inner products, added up in double precision: the same whoever else is asked."""
+    return np.einsum("ucd,ud->uc", keys_Ucd, queries_Ud, dtype=np.float64)
 
 
 class MemoryPieces:
@@ -67,6 +79,13 @@ class MemoryPieces:
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(scores, order, 1)
         return best, np.where(np.isfinite(best), order, -1)
+
+    def scores(
+        self, key: KeyKind, projection: str, queries: np.ndarray, ordinals: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `Pieces`."""
+        rows, queries = self._key_rows(key, projection), np.asarray(queries, np.float32)
+        return queries @ rows.T if ordinals is None else exact_scores(queries, rows[ordinals])
 
     def fetch(self, wanted: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """See `Pieces`."""

@@ -19,6 +19,9 @@ from perpcs.records import Recipe, ordinal_dtype, quantise_weights
 from perpcs.seeds import rng
 from perpcs.train.pack import UserData
 
+MARGIN = 16
+"""Sharers beyond the top k whose scores are added up exactly as well: what a quick sum misplaces stays among them."""
+
 Picks = tuple[np.ndarray, np.ndarray, float]
 """(ordinals [P, k], codes [P, k], weight scale) of one user."""
 
@@ -106,19 +109,20 @@ def _local_picks(queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule) 
 
 def _global_picks(queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule) -> list[Picks]:
     projections = pieces.spec.projections
-    scores_Un = sum(_all_scores(pieces, p.name, queries[p.name]) for p in projections) / len(projections)
-    scores_Uk, ordinals_Uk = top_sharers(np.asarray(scores_Un), min(rule.top_k, len(usable(pieces))))
+    k = min(rule.top_k, len(usable(pieces)))
+    near_Uc = _nearest_sharers(queries, pieces, min(k + MARGIN, len(usable(pieces))))
+    total_Uc = sum(pieces.scores("gradient", p.name, queries[p.name], near_Uc) for p in projections)
+    scores_Uk, place_Uk = top_sharers(np.asarray(total_Uc) / len(projections), k)
+    ordinals_Uk = np.take_along_axis(near_Uc, place_Uk, 1)
     codes_Uk = round_weights(softmax_weights(scores_Uk, ordinals_Uk, temperature=rule.temperature))
     return [_everywhere(o, c, len(projections)) for o, c in zip(ordinals_Uk, codes_Uk, strict=True)]
 
 
-def _all_scores(pieces: Pieces, projection: str, queries: np.ndarray) -> np.ndarray:
-    """[U, n] in ordinal order; -inf for sharers who withdrew."""
-    scores, ordinals = pieces.search("gradient", projection, queries, len(pieces.ids))
-    user, place = np.nonzero(ordinals >= 0)
-    out = np.full_like(scores, -np.inf)
-    out[user, ordinals[user, place]] = scores[user, place]
-    return out
+def _nearest_sharers(queries: Mapping[str, np.ndarray], pieces: Pieces, c: int) -> np.ndarray:
+    """[U, c] ordinals, ascending, of the best by the sum over projections, leaving out those who withdrew."""
+    total_Un = sum(pieces.scores("gradient", p.name, queries[p.name]) for p in pieces.spec.projections)
+    _, ordinals_Uc = top_sharers(np.where(pieces.live, total_Un, -np.inf), c)
+    return np.sort(ordinals_Uc, axis=1)
 
 
 def _everywhere(ordinals_k: np.ndarray, codes_k: np.ndarray, projections: int) -> Picks:
