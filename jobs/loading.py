@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from perpcs.assembly.assembler import Assembler
+from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.config import ExperimentConfig
+from perpcs.config.schema import AssemblyConfig
 from perpcs.model.base import Base, load_base
 from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import PoolSpec, SharerAdapter
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
+from storage.masks import sharer_subset, sharing_mask
 from storage.pool import Pool
 from storage.population import read_task
 
@@ -46,11 +51,26 @@ def open_pieces(paths: Paths, base: Base, *, version: int | None = None) -> Lanc
     return LancePieces.open(paths, base.fingerprint, version=version)
 
 
+def shared_part(pieces: Pieces, assembly: AssemblyConfig, *, seed: int) -> Pieces:
+    """What `assembly.sharers` and `assembly.sharing_ratio` leave of a pool: what is left at fewer is left at more."""
+    if not assembly.sharers and assembly.sharing_ratio == 1:
+        return pieces
+    live = np.flatnonzero(pieces.live)
+    ids = [pieces.ids[i] for i in live]
+    names = [p.name for p in pieces.spec.projections]
+    mask = sharing_mask(ids, names, ratio=assembly.sharing_ratio, seed=seed)
+    if assembly.sharers:
+        mask &= sharer_subset(ids, count=assembly.sharers, seed=seed)[:, None]
+    shared = np.zeros((len(pieces.ids), len(names)), bool)
+    shared[live] = mask
+    return PartialPieces(pieces, shared)
+
+
 def open_assembler(
     cfg: ExperimentConfig, paths: Paths, base: Base, *, version: int | None = None
 ) -> Assembler:
     """All rules over the experiment's pool at a version (default: now)."""
-    pieces = open_pieces(paths, base, version=version)
+    pieces = shared_part(open_pieces(paths, base, version=version), cfg.assembly, seed=cfg.seed)
     prompter = open_prompter(cfg, paths, base)
     return Assembler(base, prompter, pieces, config=cfg.assembly, encoder=cfg.select.encoder, seed=cfg.seed)
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.experiment import stage_info
+from jobs.loading import shared_part
+from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.evaluation.cost import adapter_parameters, history_bytes, pool_bytes, tokens_of
 from perpcs.evaluation.methods import Method, recipe_name
 from perpcs.evaluation.results import Choices, Cost, Experiment
+from perpcs.population.prompts import Prompter
 from perpcs.population.synthetic import similarity_matrix
-from perpcs.records import Population, User
+from perpcs.records import Population, Recipe, User
 from storage.layout import Paths
 
 if TYPE_CHECKING:
@@ -72,28 +75,47 @@ def _tokens_per_item(evaluator: Evaluator, user: User) -> float:
 
 
 def _recipe_cost(evaluator: Evaluator, method: Method) -> Cost:
-    cfg, pieces = evaluator.cfg, evaluator.pieces
-    name = recipe_name(method.rule, method.merge)
+    cfg = evaluator.cfg
     info = stage_info(evaluator.paths, "assemble", wanted_by="evaluate")
-    recipes = [evaluator.recipe(method, u.id) for u in evaluator.users]
-    key = SEARCHED.get(method.rule, "")
-    read = 0
-    if key:
-        read = round(
-            mean(
-                tokens_of(evaluator.prompter.history(u, max_items=cfg.assembly.max_items))
-                for u in evaluator.users
-            )
-        )
+    return assembled_cost(
+        cfg,
+        shared_part(evaluator.pieces, cfg.assembly, seed=cfg.seed),
+        method.rule,
+        recipes=[evaluator.recipe(method, u.id) for u in evaluator.users],
+        tokens=history_tokens(evaluator.prompter, evaluator.users, cfg.assembly.max_items)
+        if method.rule in SEARCHED
+        else 0,
+        seconds=info["seconds_per_user"][recipe_name(method.rule, method.merge)],
+    )
+
+
+def history_tokens(prompter: Prompter, users: Sequence[User], max_items: int) -> int:
+    """Tokens of a user's history as assembly reads it, mean over users."""
+    return round(mean(tokens_of(prompter.history(u, max_items=max_items)) for u in users))
+
+
+def assembled_cost(
+    cfg: ExperimentConfig,
+    pieces: Pieces,
+    rule: str,
+    *,
+    recipes: Sequence[Recipe],
+    tokens: int,
+    seconds: float,
+) -> Cost:
+    """Cost of a rule over a pool, or over the part of it that is shared; tokens and seconds per user."""
+    key = SEARCHED.get(rule, "")
+    whole = pool_bytes(
+        pieces.spec, len(pieces.ids), key=key, number_bytes=2 if cfg.pool.dtype == "float16" else 4
+    )
+    part = float(pieces.shared.mean()) if isinstance(pieces, PartialPieces) else 1.0
     return Cost(
         trainable_parameters=0,
         bytes_per_user=mean(r.nbytes for r in recipes),
-        pool_bytes=pool_bytes(
-            pieces.spec, len(pieces.ids), key=key, number_bytes=2 if cfg.pool.dtype == "float16" else 4
-        ),
-        seconds_per_user=info["seconds_per_user"][name],
-        forward_tokens=read,
-        backward_tokens=read if key == "gradient" else 0,
+        pool_bytes=round(whole * part),
+        seconds_per_user=seconds,
+        forward_tokens=tokens,
+        backward_tokens=tokens if key == "gradient" else 0,
     )
 
 

@@ -76,7 +76,8 @@ def mix(
     pieces: Pieces, projection: str, ordinals_Uk: np.ndarray, codes_Uk: np.ndarray, rule: Rule
 ) -> tuple[Tensor, Tensor]:
     """Stacked merged factors of all users, (a [U, R, i], b [U, o, R]), read with one fetch."""
-    a_all, b_all = pieces.fetch({projection: ordinals_Uk.ravel()})[projection]
+    # A place without a piece (-1) has weight zero, whatever is read for it.
+    a_all, b_all = pieces.fetch({projection: np.maximum(ordinals_Uk, 0).ravel()})[projection]
     users, k = ordinals_Uk.shape
     a_Ukri = torch.from_numpy(a_all).unflatten(0, (users, k))
     b_Ukor = torch.from_numpy(b_all).unflatten(0, (users, k))

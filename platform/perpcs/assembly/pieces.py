@@ -59,6 +59,50 @@ def exact_scores(queries_Ud: np.ndarray, keys_Ucd: np.ndarray) -> np.ndarray:
     return np.einsum("ucd,ud->uc", keys_Ucd, queries_Ud, dtype=np.float64)
 
 
+class PartialPieces:
+    """Some pieces of a pool (the papers' sharing ratio): the others are not found. Ordinals stay the whole pool's."""
+
+    def __init__(self, whole: Pieces, shared_nP: np.ndarray) -> None:
+        """shared_nP: [n, P] bool, which pieces are shared, projections in the spec's order."""
+        self.whole, self.spec, self.version, self.ids = whole, whole.spec, whole.version, whole.ids
+        self.shared = shared_nP & whole.live[:, None]
+        self.live = self.shared.any(axis=1)
+        self._column = {p.name: j for j, p in enumerate(whole.spec.projections)}
+
+    def search(
+        self, key: KeyKind, projection: str, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Pieces`."""
+        mask = self.shared[:, self._column[projection]]
+        return self.whole.search(
+            key, projection, queries, k, allowed=mask if allowed is None else mask & allowed
+        )
+
+    def scores(
+        self, key: KeyKind, projection: str, queries: np.ndarray, ordinals: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `Pieces`; 0, no gain, for a piece that is not shared."""
+        mask = self.shared[:, self._column[projection]]
+        return self.whole.scores(key, projection, queries, ordinals) * (
+            mask if ordinals is None else mask[ordinals]
+        )
+
+    def fetch(self, wanted: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """See `Pieces`."""
+        return self.whole.fetch(wanted)
+
+    def history_keys(self) -> np.ndarray:
+        """See `Pieces`."""
+        return self.whole.history_keys()
+
+
+def shared_pieces(pieces: Pieces) -> np.ndarray:
+    """[n, P] bool: which pieces may be chosen."""
+    if isinstance(pieces, PartialPieces):
+        return pieces.shared
+    return np.broadcast_to(pieces.live[:, None], (len(pieces.ids), len(pieces.spec.projections)))
+
+
 class MemoryPieces:
     """All pieces in memory, searched exactly: the pool of the example script and of GPU machines without a store."""
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from perpcs.assembly.autoregressive import Rule, assemble_forward
-from perpcs.assembly.pieces import Pieces, usable
+from perpcs.assembly.pieces import Pieces, shared_pieces, usable
 from perpcs.assembly.select import merge_picks, round_weights, softmax_weights, top_sharers
 from perpcs.keys.gradient import gradient_queries, make_sketches
 from perpcs.lora.inject import BankedModel
 from perpcs.population.prompts import Encoded
-from perpcs.records import Recipe, ordinal_dtype, quantise_weights
+from perpcs.records import PoolSpec, Recipe, ordinal_dtype, quantise_weights
 from perpcs.seeds import rng
 from perpcs.train.pack import UserData
 
@@ -87,13 +87,27 @@ def gradient_picks(
 
     whole_sharers: sum the scores over projections and choose the same sharers everywhere ("global").
     """
-    sketches = make_sketches(pieces.spec.projections, pieces.spec.sketch, device=model.device)
-    out: list[Picks] = []
-    for group in passes(users, items=items_per_pass):
-        raw = gradient_queries(model, [u.examples for u in group], sketches)
-        queries = {name: q.cpu().numpy() for name, q in raw.items()}
-        out += _global_picks(queries, pieces, rule) if whole_sharers else _local_picks(queries, pieces, rule)
-    return out
+    queries = history_queries(model, users, pieces.spec, items_per_pass=items_per_pass)
+    return picks_of_queries(queries, pieces, rule, whole_sharers=whole_sharers)
+
+
+def history_queries(
+    model: BankedModel, users: Sequence[UserData], spec: PoolSpec, *, items_per_pass: int = 256
+) -> dict[str, np.ndarray]:
+    """By projection name [U, m * m]: the users' gradient queries, which no rule, pool or top-k has a part in."""
+    sketches = make_sketches(spec.projections, spec.sketch, device=model.device)
+    parts = [
+        gradient_queries(model, [u.examples for u in group], sketches)
+        for group in passes(users, items=items_per_pass)
+    ]
+    return {p.name: np.concatenate([part[p.name].cpu().numpy() for part in parts]) for p in spec.projections}
+
+
+def picks_of_queries(
+    queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule, *, whole_sharers: bool
+) -> list[Picks]:
+    """The gradient-key rules from queries on."""
+    return _global_picks(queries, pieces, rule) if whole_sharers else _local_picks(queries, pieces, rule)
 
 
 def _local_picks(queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule) -> list[Picks]:
@@ -113,9 +127,11 @@ def _global_picks(queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule)
     near_Uc = _nearest_sharers(queries, pieces, min(k + MARGIN, len(usable(pieces))))
     total_Uc = sum(pieces.scores("gradient", p.name, queries[p.name], near_Uc) for p in projections)
     scores_Uk, place_Uk = top_sharers(np.asarray(total_Uc) / len(projections), k)
-    ordinals_Uk = np.take_along_axis(near_Uc, place_Uk, 1)
-    codes_Uk = round_weights(softmax_weights(scores_Uk, ordinals_Uk, temperature=rule.temperature))
-    return [_everywhere(o, c, len(projections)) for o, c in zip(ordinals_Uk, codes_Uk, strict=True)]
+    chosen_Uk = np.take_along_axis(near_Uc, place_Uk, 1)
+    there_UPk = shared_pieces(pieces).T[:, chosen_Uk].swapaxes(0, 1)
+    ordinals_UPk = np.where(there_UPk, chosen_Uk[:, None], -1)
+    codes_UPk = round_weights(softmax_weights(scores_Uk[:, None], ordinals_UPk, temperature=rule.temperature))
+    return [(o, c, 1.0) for o, c in zip(ordinals_UPk, codes_UPk, strict=True)]
 
 
 def _nearest_sharers(queries: Mapping[str, np.ndarray], pieces: Pieces, c: int) -> np.ndarray:
@@ -125,37 +141,37 @@ def _nearest_sharers(queries: Mapping[str, np.ndarray], pieces: Pieces, c: int) 
     return np.sort(ordinals_Uc, axis=1)
 
 
-def _everywhere(ordinals_k: np.ndarray, codes_k: np.ndarray, projections: int) -> Picks:
-    return np.tile(ordinals_k, (projections, 1)), np.tile(codes_k, (projections, 1)), 1.0
-
-
 def retrieval_picks(user_keys_Ud: np.ndarray, pieces: Pieces) -> list[Picks]:
     """PEFT retrieval: the whole LoRA of the sharer whose history embedding is nearest (METHOD section 5)."""
     usable(pieces)
     scores_Un = np.where(pieces.live, user_keys_Ud @ pieces.history_keys().T, -np.inf)
-    _, ordinals = top_sharers(scores_Un, 1)
-    full = np.full(1, 127, np.int8)
-    return [_everywhere(o, full, len(pieces.spec.projections)) for o in ordinals]
+    _, ordinals_U1 = top_sharers(scores_Un, 1)
+    codes_nP = (127 * shared_pieces(pieces)).astype(np.int8)
+    projections = len(pieces.spec.projections)
+    return [(np.tile(o, (projections, 1)), codes_nP[o[0]][:, None], 1.0) for o in ordinals_U1]
 
 
 def random_picks(users: Sequence[str], pieces: Pieces, *, top_k: int, seed: int) -> list[Picks]:
     """Control: k different pieces per projection drawn at random by (seed, user), equal weights."""
-    from_these, projections = usable(pieces), len(pieces.spec.projections)
-    k = min(top_k, len(from_these))
-    codes = np.tile(round_weights(np.full((1, k), 1 / k)), (projections, 1))
+    k = min(top_k, len(usable(pieces)))
+    from_these = [np.flatnonzero(column) for column in shared_pieces(pieces).T]
     picks = []
     for user_id in users:
         draw = rng(seed, "random_pieces", user_id)
-        rows = [draw.choice(from_these, k, replace=False) for _ in range(projections)]
-        picks.append((np.stack(rows), codes, 1.0))
+        rows = [draw.choice(there, min(k, len(there)), replace=False) for there in from_these]
+        ordinals = np.stack([np.pad(row, (0, k - len(row)), constant_values=-1) for row in rows])
+        found = ordinals >= 0
+        weights = found / np.maximum(found.sum(axis=1, keepdims=True), 1)
+        picks.append((ordinals, round_weights(weights), 1.0))
     return picks
 
 
 def uniform_picks(pieces: Pieces) -> Picks:
     """Control: every sharer everywhere with weight 1 / n; the same for all users."""
-    ordinals, projections = usable(pieces), len(pieces.spec.projections)
-    n = len(ordinals)
-    return np.tile(ordinals, (projections, 1)), np.full((projections, n), 127, np.int8), 1.0 / n
+    ordinals = usable(pieces)
+    there_Pn = shared_pieces(pieces)[ordinals].T
+    weights_Pn = there_Pn / np.maximum(there_Pn.sum(axis=1, keepdims=True), 1)
+    return np.tile(ordinals, (len(there_Pn), 1)), *quantise_weights(weights_Pn)
 
 
 def make_recipe(user_id: str, method: str, picks: Picks, pieces: Pieces, *, merge: str) -> Recipe:

@@ -285,12 +285,17 @@ class AssemblyConfig:
     """Items per selection of the paper's procedure (per-batch)."""
     items_per_pass: int = 256
     """History items, of several targets, that go through the model in one forward."""
+    sharers: int = 0
+    """Assemble from this many of the pool's sharers, drawn by the seed, nested; 0: from all."""
+    sharing_ratio: float = 1.0
+    """Fraction of the pool's pieces that are shared (the papers' rho), drawn by the seed, nested."""
 
     def check(self) -> Problems:
         """Impossible values."""
         yield from _at_least(self, 1, "top_k", "batch_items", "items_per_pass")
-        yield from _at_least(self, 0, "max_items")
-        yield from _above_zero(self, "temperature", "gradient_temperature")
+        yield from _at_least(self, 0, "max_items", "sharers")
+        yield from _above_zero(self, "temperature", "gradient_temperature", "sharing_ratio")
+        yield from _in(self, 0, 1, "sharing_ratio")
 
 
 @dataclass(frozen=True)

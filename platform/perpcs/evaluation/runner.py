@@ -30,6 +30,32 @@ def asked(user: User, *, limit: int) -> tuple[Query, ...]:
     return user.queries[:limit] if limit else user.queries
 
 
+@dataclass(frozen=True)
+class Ask:
+    """One question to one slot of a bank."""
+
+    slot: int
+    user: User
+    query: Query
+    context: Context
+
+
+def answer_all(
+    base: Base, prompter: Prompter, asks: Sequence[Ask], *, bank: AdapterBank | None, batch: int
+) -> list[str]:
+    """Greedy answers, one per question, each through its slot of the bank (the base alone when there is none)."""
+    tokens = generate(
+        base.model,
+        [prompter.query(ask.user, ask.query, context=ask.context).prompt for ask in asks],
+        bank=bank,
+        slots=[ask.slot for ask in asks],
+        max_new=prompter.cfg.max_label,
+        eos_id=int(base.tokenizer.eos_token_id),
+        batch=batch,
+    )
+    return [text.strip() for text in base.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
 def answer(
     base: Base,
     prompter: Prompter,
@@ -42,32 +68,26 @@ def answer(
     max_queries: int,
 ) -> Answers:
     """Greedy answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None)."""
-    pairs = [
-        (slot, user, query) for slot, user in enumerate(users) for query in asked(user, limit=max_queries)
+    asks = [
+        Ask(slot, user, query, context)
+        for slot, user in enumerate(users)
+        for query in asked(user, limit=max_queries)
     ]
-    bank = None if adapter_of is None else _bank(base, users, adapter_of, scale)
-    tokens = generate(
-        base.model,
-        [prompter.query(user, query, context=context).prompt for _, user, query in pairs],
-        bank=bank,
-        slots=[slot for slot, _, _ in pairs],
-        max_new=prompter.cfg.max_label,
-        eos_id=int(base.tokenizer.eos_token_id),
-        batch=batch,
-    )
-    texts = base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
     return Answers(
-        user_ids=tuple(user.id for _, user, _ in pairs),
-        query_ids=tuple(query.id for _, _, query in pairs),
-        predictions=tuple(text.strip() for text in texts),
-        golds=tuple(query.gold for _, _, query in pairs),
+        user_ids=tuple(ask.user.id for ask in asks),
+        query_ids=tuple(ask.query.id for ask in asks),
+        predictions=tuple(answer_all(base, prompter, asks, bank=bank, batch=batch)),
+        golds=tuple(ask.query.gold for ask in asks),
     )
 
 
-def _bank(base: Base, users: Sequence[User], adapter_of: AdapterOf, scale: float) -> AdapterBank:
-    adapters = [adapter_of(user.id) for user in users]
-    rank = max(a.shape[0] for adapter in adapters for a, _ in adapter.values())
-    bank = AdapterBank(base.model.projections, len(users), rank=rank, scale=scale, device=base.model.device)
+def bank_of(base: Base, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:
+    """A bank with these adapters in its slots, as wide as the widest; one without any piece is the base."""
+    rank = max((a.shape[0] for adapter in adapters for a, _ in adapter.values()), default=1)
+    bank = AdapterBank(
+        base.model.projections, len(adapters), rank=rank, scale=scale, device=base.model.device
+    )
     for slot, adapter in enumerate(adapters):
         bank.load(slot, adapter)
     return bank
