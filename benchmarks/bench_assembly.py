@@ -12,6 +12,7 @@ Without --full a small version that only prints.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import tempfile
@@ -29,26 +30,34 @@ from safetensors.numpy import save_file
 
 from perpcs.assembly.autoregressive import Rule
 from perpcs.assembly.rules import gate_picks, gradient_picks, passes
+from perpcs.config.schema import AssemblyConfig, TinyConfig
 from perpcs.lora.inject import BankedModel
 from perpcs.model.adapt import unbanked
 from perpcs.model.base import Base
-from perpcs.records import PoolSpec
+from perpcs.model.tiny import new_llama
+from perpcs.records import PoolSpec, Population
 from perpcs.train.data import ItemTable, UserData, buckets
+from perpcs.train.pack import AS_FITS
 from storage.cache import PieceCache
 from storage.lance_pieces import LancePieces
 from storage.pool import Pool
 
 RANK, TOP_K, SKETCH = 8, 3, 32
+FULL = {
+    128: {"sharers": 1000, "targets": 16, "rounds": 7},
+    1024: {"sharers": 1000, "targets": 4, "rounds": 3},
+}
 PAPER_TARGETS = 2
 """Targets a round that the papers' procedure is timed on: it takes that long."""
 
 
-def plain_forward(model: BankedModel, users: list[UserData], *, items: int) -> None:
-    """What everything is measured against: the same items, in the same passes, through the model once."""
+def plain_forward(model: BankedModel, users: list[UserData], *, items: int, overhead: int) -> None:
+    """The same items, in the same passes, through the model once: padded to the longest, or in buckets of like length
+    where that saves more than `overhead` tokens of padding."""
     with torch.no_grad():
         for group in passes(users, items=items):
             table = ItemTable([e for u in group for e in u.examples], pad_id=model.pad_id)
-            for rows in buckets(table.length, overhead=300):
+            for rows in buckets(table.length, overhead=overhead):
                 batch = table.batch(rows, device=model.device)
                 model.run(batch.input_ids, batch.attention_mask, logits_to_keep=1)
 
@@ -75,8 +84,8 @@ def contestants(
     """Name -> a run over targets that says how many it did."""
     model, gate, gradient = base.model, Rule(TOP_K, 1.0, "average"), Rule(TOP_K, 0.1, "concat")
 
-    def forward() -> int:
-        plain_forward(model, users, items=items)
+    def forward(overhead: int) -> int:
+        plain_forward(model, users, items=items, overhead=overhead)
         return len(users)
 
     def gates(batch_items: int) -> int:
@@ -93,7 +102,8 @@ def contestants(
         return PAPER_TARGETS
 
     return {
-        "forward": forward,
+        "forward": lambda: forward(10**9),
+        "forward_buckets": lambda: forward(AS_FITS.overhead),
         "gate": lambda: gates(0),
         "gate_batches": lambda: gates(16),
         "gradient": lambda: gradients(False),
@@ -140,18 +150,33 @@ def floor(base: Base, users: list[UserData]) -> dict[str, float]:
     }
 
 
-def measure(folder: Path, *, sharers: int, targets: int, rounds: int, items: int) -> dict[str, Any]:
-    """Everything that results/assembly.json holds."""
+def bases(people: Population, hidden: int) -> tuple[Base, Any]:
+    """The same weights with banked layers and plain: the tiny base, or one of its depth with random weights."""
+    tiny = world.tiny_base(people)
+    if hidden == tiny.model.model.config.hidden_size:
+        return tiny, unbanked(world.tiny_base(people).model)
+    config = TinyConfig(hidden=hidden, heads=hidden // 64, kv_heads=hidden // 128)
+    plain = new_llama(config, tiny.tokenizer, max_length=64, seed=0)
+    model = BankedModel(copy.deepcopy(plain), world.TARGETS, pad_id=tiny.model.pad_id)
+    return Base(model, tiny.tokenizer, "random"), plain
+
+
+def measure(
+    folder: Path, hidden: int, *, sharers: int, targets: int, rounds: int, items: int
+) -> dict[str, Any]:
+    """One shape of results/assembly.json."""
     people = world.population(targets=targets)
-    base, plain = world.tiny_base(people), unbanked(world.tiny_base(people).model)
+    base, plain = bases(people, hidden)
     users = world.training_data(base, people.targets)
     spec = PoolSpec(base.fingerprint, RANK, float(RANK), base.model.projections, sketch=SKETCH, gates=True)
     pool, files = make_pool(folder, spec, sharers)
     pieces = LancePieces(pool.view(cache=PieceCache(1 << 30)), str(folder / "indexes"))
     runs = contestants(base, plain, users, pieces, files, items)
     return {
-        "sizes": {"sharers": sharers, "targets": targets, "items_per_pass": items, "top_k": TOP_K, "rank": RANK,
-                  "sketch": SKETCH, "projections": len(spec.projections)},
+        "sizes": {
+            "hidden": hidden, "layers": 4, "projections": len(spec.projections), "sharers": sharers, "targets": targets,
+            "items_per_pass": items, "top_k": TOP_K, "rank": RANK, "sketch": SKETCH,
+        },
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "floor": floor(base, users),
         "rules": contest(runs, rounds),
@@ -165,18 +190,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sizes = (
-        {"sharers": 1000, "targets": 16, "rounds": 5}
-        if args.full
-        else {"sharers": 50, "targets": 4, "rounds": 1}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), items=1024, **sizes)
-    for name, row in result["rules"].items():
-        print(f"{name:16} {1e3 * row['seconds_per_target']:8.1f} ms  {row['over_forward']:6.2f} x forward"
-              f"  papers' procedure over it {row['paper_over_this']:6.1f}")  # fmt: skip
+    shapes = FULL if args.full else {128: {"sharers": 50, "targets": 4, "rounds": 1}}
+    results = []
+    for hidden, sizes in shapes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(measure(Path(folder), hidden, items=AssemblyConfig().items_per_pass, **sizes))
+        for name, row in results[-1]["rules"].items():
+            print(f"hidden {hidden:5} {name:16} {1e3 * row['seconds_per_target']:8.1f} ms  {row['over_forward']:6.2f} x"
+                  f" forward  {row['paper_over_this']:6.1f} x faster than the papers' procedure")  # fmt: skip
     if args.full:
-        world.write("assembly", result)
+        world.write("assembly", {"shapes": results})
 
 
 if __name__ == "__main__":

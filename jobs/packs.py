@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from jobs.experiment import Info
 from jobs.fleet import run_fleet
@@ -18,14 +20,19 @@ from jobs.loading import open_base, open_prompter, pool_spec
 from jobs.terminal import fleet_progress
 from jobs.todo import missing
 from perpcs.config import ExperimentConfig
+from perpcs.config.schema import RayConfig
 from perpcs.errors import DataError
 from perpcs.model.encoder import make_encoder
 from perpcs.records import SharerAdapter, User
-from perpcs.train.pack import UserData
+from perpcs.train.fitting import PackFitter, device_memory, model_planner
+from perpcs.train.pack import Passes, UserData
 from perpcs.train.sharers import train_own, train_sharers
 from storage.layout import Paths
 from storage.pool import Pool
 from storage.population import read_users
+
+Trained = tuple[list[SharerAdapter], dict[str, str]]
+"""(finished adapters, reason by id of the users that could not be trained)."""
 
 
 class PoolWorker:
@@ -35,6 +42,7 @@ class PoolWorker:
         self.cfg, self.paths, self.uri = cfg, paths, uri
         self.base = open_base(cfg, paths)
         self.prompter = open_prompter(cfg, paths, self.base)
+        self.memory = worker_memory(cfg.ray, self.base.model.device)
 
     def run(self, user_ids: Sequence[str]) -> PackReport:
         """See `jobs.fleet_types.PackWorker`."""
@@ -43,15 +51,28 @@ class PoolWorker:
         data = {user.id: UserData(user.id, tuple(self.prompter.history(user))) for user in users}
         failed = {u: "no history item with an output to train on" for u, d in data.items() if not d.examples}
         able = [user for user in users if user.id not in failed]
-        adapters, tokens = self.train(able, [data[user.id] for user in able]) if able else ([], 0)
+        adapters, refused = self.train(able, [data[user.id] for user in able]) if able else ([], {})
+        failed |= refused
         if adapters:
             self.pool(adapters).commit(adapters)
         done = tuple(adapter.user_id for adapter in adapters)
+        tokens = trained_tokens([data[user] for user in done], self.visits)
         return PackReport(done=done, failed=failed, seconds=time.monotonic() - started, tokens=tokens)
 
-    def train(self, users: Sequence[User], data: Sequence[UserData]) -> tuple[list[SharerAdapter], int]:
-        """(finished adapters, tokens that went through the model)."""
+    @property
+    def visits(self) -> int:
+        """Item visits of one user's training."""
+        raise AssertionError("a subclass knows")
+
+    def train(self, users: Sequence[User], data: Sequence[UserData]) -> Trained:
+        """Train users with their data, in packs that fit into memory."""
         raise AssertionError("a subclass trains")
+
+    def fitter(self, batch: int) -> PackFitter:
+        """Packs of `batch` items per user and step, within this worker's memory."""
+        return PackFitter(
+            model_planner(self.base.model, rank=self.cfg.lora.rank, batch=batch, memory=self.memory)
+        )
 
     def pool(self, adapters: Sequence[SharerAdapter]) -> Pool:
         """The pool to commit to; made by the first worker that gets here."""
@@ -66,18 +87,26 @@ class SharerWorker(PoolWorker):
     def __init__(self, cfg: ExperimentConfig, paths: Paths) -> None:
         super().__init__(cfg, paths, uri=paths.pool)
         self.encoder = make_encoder(cfg.select.encoder, self.base.model, self.prompter)
+        self.packs = self.fitter(max(cfg.pool.train.batch, cfg.pool.gate.batch))
 
-    def train(self, users: Sequence[User], data: Sequence[UserData]) -> tuple[list[SharerAdapter], int]:
+    @property
+    def visits(self) -> int:
+        """See `PoolWorker`."""
+        pool = self.cfg.pool
+        return pool.train.steps * pool.train.batch + pool.gate.steps * pool.gate.batch
+
+    def train(self, users: Sequence[User], data: Sequence[UserData]) -> Trained:
         """See `PoolWorker`."""
         cfg = self.cfg
-        keys: np.ndarray = self.encoder(users)
-        made = train_sharers(
-            self.base.model, data, cfg.lora, cfg.pool.train,
-            gate=cfg.pool.gate, sketch=cfg.pool.sketch, history_keys=keys, seed=cfg.seed,
-        )  # fmt: skip
-        return made, trained_tokens(
-            data, cfg.pool.train.steps * cfg.pool.train.batch + cfg.pool.gate.steps * cfg.pool.gate.batch
-        )
+        keys = dict(zip((user.id for user in users), self.encoder(users), strict=True))
+
+        def pack(some: Sequence[UserData], passes: Passes) -> list[SharerAdapter]:
+            return train_sharers(
+                self.base.model, some, cfg.lora, cfg.pool.train, gate=cfg.pool.gate, sketch=cfg.pool.sketch,
+                history_keys=np.stack([keys[user.user_id] for user in some]), seed=cfg.seed, passes=passes,
+            )  # fmt: skip
+
+        return self.packs.train(data, pack)
 
 
 class OwnWorker(PoolWorker):
@@ -85,12 +114,29 @@ class OwnWorker(PoolWorker):
 
     def __init__(self, cfg: ExperimentConfig, paths: Paths) -> None:
         super().__init__(cfg, paths, uri=paths.own)
+        self.packs = self.fitter(cfg.own.batch)
 
-    def train(self, users: Sequence[User], data: Sequence[UserData]) -> tuple[list[SharerAdapter], int]:
+    @property
+    def visits(self) -> int:
+        """See `PoolWorker`."""
+        return self.cfg.own.steps * self.cfg.own.batch
+
+    def train(self, users: Sequence[User], data: Sequence[UserData]) -> Trained:
         """See `PoolWorker`."""
         cfg = self.cfg
-        made = train_own(self.base.model, data, cfg.lora, cfg.own, seed=cfg.seed)
-        return made, trained_tokens(data, cfg.own.steps * cfg.own.batch)
+
+        def pack(some: Sequence[UserData], passes: Passes) -> list[SharerAdapter]:
+            return train_own(self.base.model, some, cfg.lora, cfg.own, seed=cfg.seed, passes=passes)
+
+        return self.packs.train(data, pack)
+
+
+def worker_memory(cfg: RayConfig, device: torch.device) -> int:
+    """Bytes that one worker plans with: as configured, or its share of the device."""
+    if cfg.memory:
+        return int(cfg.memory * 2**30)
+    share = cfg.gpus if device.type == "cuda" else cfg.cpus / (os.cpu_count() or 1)
+    return device_memory(device, share=min(1.0, share or 1.0))
 
 
 def trained_tokens(data: Sequence[UserData], visits: int) -> int:

@@ -345,11 +345,13 @@ class RayConfig:
     """GPUs per worker; a fraction puts several workers on one GPU."""
     threads: int = 0
     """torch threads per worker; 0: as many as the worker has CPUs."""
+    memory: float = 0.0
+    """GiB that a worker plans its packs with; 0: its share of the GPU, or of main memory by its CPUs."""
 
     def check(self) -> Problems:
         """Impossible values."""
         yield from _at_least(self, 1, "workers")
-        yield from _at_least(self, 0, "gpus", "threads", "retries")
+        yield from _at_least(self, 0, "gpus", "threads", "retries", "memory")
         yield from _above_zero(self, "cpus")
 
 

@@ -1,4 +1,4 @@
-"""How many users fit into a pack: arithmetic before training, and halving when the arithmetic was wrong.
+"""How many users fit into a pack: arithmetic before training (`perpcs.train.fitting` acts on it).
 
 Memory of a step = base weights + users x (24 bytes x numbers of an adapter) + tokens of a pass x bytes per token.
 24: factors, gradient, two moments, and two temporaries of the optimiser, all float32. Users therefore cost little
@@ -7,21 +7,13 @@ beside tokens, and tokens can be spread over passes: a pack is cut down only whe
 
 from __future__ import annotations
 
-import gc
-import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from perpcs.errors import ConfigError
 from perpcs.records import Projection
-from perpcs.train.data import UserData
 from perpcs.train.pack import Passes
-
-log = logging.getLogger(__name__)
 
 ROW_BYTES = 24
 USABLE = 0.9
@@ -139,70 +131,3 @@ def _gib(size: float) -> str:
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:.2f} MiB"
-
-
-def device_memory(device: torch.device, *, cpu_limit: int = 0) -> int:
-    """Bytes of the device: a GPU's free memory, or `cpu_limit` (0: physical memory) for the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import os
-
-    return cpu_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in main memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
-
-
-Train = Callable[[Sequence[UserData], Passes], list[Any]]
-
-
-def train_fitting(users: Sequence[UserData], train: Train, start: Plan) -> tuple[list[Any], dict[str, str]]:
-    """Train all users in packs of `start.users`, in order: (results of `train`, reason by id of users that never fitted).
-
-    When memory runs out the pack is halved, down to one user; then its passes, down to one item; then activations are
-    computed again. What was learnt about memory holds for the packs that follow. A user's result is the same in any
-    pack (see `perpcs.train.pack`), so a retry costs time and nothing else.
-    """
-    size, passes = start.users, start.passes
-    left, results, failed = deque(users), [], dict[str, str]()
-    while left:
-        pack = [left.popleft() for _ in range(min(size, len(left)))]
-        try:
-            results += train(pack, passes)
-            continue
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-        # Outside of the handler: the error's traceback holds on to the very tensors that must go.
-        _release()
-        smaller = _smaller(pack, passes)
-        if smaller is None:
-            failed[pack[0].user_id] = (
-                f"user {pack[0].user_id}: does not fit into memory alone; lower prompt.max_length"
-            )
-            continue
-        size, passes = smaller
-        left.extendleft(reversed(pack))
-        log.warning("out of memory with %d users: trying packs of %d, %s", len(pack), size, passes)
-    return results, failed
-
-
-def _smaller(pack: Sequence[UserData], passes: Passes) -> tuple[int, Passes] | None:
-    """The next smaller thing to try, or None."""
-    if len(pack) > 1:
-        return len(pack) // 2, passes
-    lengths = [len(e.prompt) + len(e.label) for e in pack[0].examples]
-    now = passes.tokens or 8 * max(lengths)
-    if now > max(lengths):
-        return 1, replace(passes, tokens=max(now // 2, max(lengths)))
-    return None if passes.again else (1, replace(passes, again=True))
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

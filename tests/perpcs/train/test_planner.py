@@ -1,6 +1,7 @@
 """The planner's arithmetic against measured memory, and retries that lose nobody."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from perpcs.lora.kernel import Slots
 from perpcs.lora.sources import BankSource
 from perpcs.population.batches import collate
 from perpcs.population.prompts import Encoded
+from perpcs.train.fitting import PackFitter, device_memory, model_planner, out_of_memory, stricter
 from perpcs.train.pack import Passes
-from perpcs.train.planner import ROW_BYTES, Plan, Shape, out_of_memory, plan, train_fitting
+from perpcs.train.planner import ROW_BYTES, Plan, Shape, plan
 from perpcs.train.sharers import train_own
 
 LLAMA_2_7B = Shape(
@@ -91,6 +93,11 @@ def test_a_row_is_what_the_bank_and_optimiser_hold(make_llama):
     assert ROW_BYTES * shape.row == 6 * bank.parameters.flat[0].nbytes
 
 
+def of(users):
+    """A fitter whose plan takes this many users at once."""
+    return PackFitter(lambda _: Plan(users, Passes(), ""))
+
+
 def test_halving_loses_nobody_and_changes_no_result(banked, make_user, caplog):
     users = [make_user(f"u{i}", items=3 + i) for i in range(7)]
     lora, config = LoraConfig(rank=4, alpha=4.0), TrainConfig(steps=4, batch=2)
@@ -103,7 +110,7 @@ def test_halving_loses_nobody_and_changes_no_result(banked, make_user, caplog):
         return train_own(banked, pack, lora, config, seed=0, passes=passes)
 
     with caplog.at_level(logging.WARNING):
-        records, failed = train_fitting(users, train, Plan(7, Passes(), ""))
+        records, failed = of(7).train(users, train)
     assert not failed
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     assert [r.user_id for r in records] == [u.user_id for u in users]
@@ -121,7 +128,7 @@ def test_one_user_gets_shorter_passes_then_recomputing_and_at_last_its_name(make
             raise MemoryError
         return [pack[0].user_id]
 
-    done, failed = train_fitting([small, big, small], train, Plan(1, Passes(), ""))
+    done, failed = of(1).train([small, big, small], train)
     assert done == ["small", "small"]
     assert "user big: does not fit into memory alone" in failed["big"]
     limits = [tokens for user, tokens, again in tried if user == "small" and not again]
@@ -129,7 +136,7 @@ def test_one_user_gets_shorter_passes_then_recomputing_and_at_last_its_name(make
     assert tried[-1] == ("small", tried[-2][1], True)
 
 
-def test_other_errors_are_not_taken_for_memory():
+def test_other_errors_are_not_taken_for_memory(make_user):
     assert out_of_memory(
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     )
@@ -139,4 +146,57 @@ def test_other_errors_are_not_taken_for_memory():
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        train_fitting([1], train, Plan(1, Passes(), ""))
+        of(1).train([make_user("u", items=2)], train)
+
+
+def test_what_was_learnt_holds_for_later_packs(make_user):
+    users, sizes = [make_user(f"u{i}", items=3) for i in range(4)], []
+
+    def train(pack, passes):
+        sizes.append(len(pack))
+        if len(pack) > 2:
+            raise MemoryError
+        return [u.user_id for u in pack]
+
+    fitter = of(4)
+    assert fitter.train(users, train)[0] == fitter.train(users, train)[0]
+    assert sizes == [4, 2, 2, 2, 2]
+    assert stricter(Passes(tokens=9), Passes(again=True)) == Passes(tokens=9, again=True)
+    assert stricter(Passes(tokens=9), Passes(tokens=5)).tokens == 5
+
+
+def test_one_who_cannot_be_trained_costs_the_others_nothing(banked, make_user):
+    users = [make_user("a", items=3), replace(make_user("b", items=1), examples=()), make_user("c", items=3)]
+
+    def train(pack, passes):
+        return train_own(
+            banked, pack, LoraConfig(rank=4), TrainConfig(steps=2, batch=2), seed=0, passes=passes
+        )
+
+    records, failed = of(2).train(users, train)
+    assert [r.user_id for r in records] == ["a", "c"]
+    assert "no history item" in failed["b"]
+
+
+def test_a_pack_is_planned_for_its_own_users_and_memory(banked, make_user, caplog):
+    users = [make_user(f"u{i}", items=5) for i in range(8)]
+    sizes = []
+
+    def train(pack, passes):
+        sizes.append((len(pack), passes))
+        return []
+
+    def planner(memory):
+        return model_planner(banked, rank=4, batch=6, memory=memory)
+
+    enough = device_memory(torch.device("cpu"), share=0.5)
+    with caplog.at_level(logging.INFO):
+        PackFitter(planner(enough)).train(users, train)
+    assert sizes.pop() == (8, Passes())
+    assert "pack of 8 of 8 users" in caplog.text
+    shape = Shape.of(banked.model, banked.projections, rank=4)
+    PackFitter(planner(shape.base * 2 + 40 * ROW_BYTES * shape.row)).train(users, train)
+    assert sizes[0] != (8, Passes()), "less memory: fewer users or shorter passes"
+    assert sum(size for size, _ in sizes) == 8
+    with pytest.raises(ConfigError, match="do not hold the base with one user"):
+        PackFitter(planner(shape.base)).train(users, train)
