@@ -3,8 +3,9 @@
     python benchmarks/bench_training.py [--threads N] [--quick]
 
 Claims: a pack trains several times more users per second than PEFT one after the other, with equal losses; adapting
-only upper layers costs less still, and this is what it does to accuracy. Rounds of all contestants alternate, so that
-whatever else the machine does hits all alike; medians over the rounds are reported. Writes results/training.json.
+only upper layers, or starting from the user's assembly, costs less still, and this is what it does to accuracy. Rounds
+of all contestants alternate, so that whatever else the machine does hits all alike; medians over the rounds are
+reported. Writes results/training.json.
 """
 
 from __future__ import annotations
@@ -16,25 +17,31 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import world
 
+from perpcs.assembly.autoregressive import Rule
+from perpcs.assembly.merge import adapter_from_recipe
+from perpcs.assembly.pieces import MemoryPieces
+from perpcs.assembly.rules import gradient_picks, make_recipe
 from perpcs.config.schema import LoraConfig, TrainConfig
 from perpcs.evaluation.runner import answer
-from perpcs.lora.bank import AdapterBank, initial_a, initialise
+from perpcs.lora.bank import Adapter, AdapterBank, initial_a, initialise
 from perpcs.lora.inject import BankedModel
 from perpcs.model.adapt import unbanked
 from perpcs.model.base import Base
 from perpcs.population.batches import DataOrder, collate
 from perpcs.population.prompts import PLAIN
-from perpcs.records import Population, Projection, SharerAdapter
+from perpcs.records import PoolSpec, Population, Projection, SharerAdapter
 from perpcs.train.data import UserData
 from perpcs.train.host import keep_freed_memory
 from perpcs.train.optimiser import learning_rate
 from perpcs.train.pack import PackLosses, train_adapters
-from perpcs.train.sharers import train_own
+from perpcs.train.sharers import train_own, train_sharers
 
 LORA, TRAIN = LoraConfig(), TrainConfig()
+RULE, SHARERS = Rule(top_k=3, temperature=0.1, merge="svd"), 24
 STEPS = {"peft": 20, "pack 1": 20, "pack 4": 10, "pack 16": 5, "pack 64": 2}
 """Timed steps per round; a pack of 64 makes 128 user-steps in its two."""
 
@@ -185,12 +192,51 @@ def upper_layers(people: Population, base: Base, config: TrainConfig) -> list[di
     return rows
 
 
+def warm_start(people: Population, base: Base, *, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """Targets' own adapters after some steps, started at zero or from what 24 sharers' pieces give (whole sharers by the
+    gradient key, top 3, svd): steps saved, and accuracy."""
+    sharers = world.training_data(base, people.candidates)[:SHARERS]
+    targets = world.training_data(base, people.targets)
+    no_keys = np.ones((len(sharers), 1), np.float32)
+    records = train_sharers(
+        base.model, sharers, LORA, TRAIN, gate=TrainConfig(steps=1), sketch=32, history_keys=no_keys, seed=0
+    )
+    spec = PoolSpec(
+        base.fingerprint, LORA.rank, LORA.alpha, base.model.projections, 32, gates=True, history_dim=1
+    )
+    pool = MemoryPieces(spec, records)
+    assemble = timed(lambda: gradient_picks(base.model, targets, pool, RULE, whole_sharers=True))
+    picks = gradient_picks(base.model, targets, pool, RULE, whole_sharers=True)
+    made = [
+        make_recipe(u.user_id, "", p, pool, merge=RULE.merge) for u, p in zip(targets, picks, strict=True)
+    ]
+    assembled = {recipe.user_id: adapter_from_recipe(recipe, pool) for recipe in made}
+    rows = [{"start": "assembly", "steps": 0, "seconds": round(assemble, 2),
+             "accuracy": round(_accuracy(base, people, assembled), 4)}]  # fmt: skip
+    for count in steps:
+        for name, start in (("zero", None), ("assembly", assembled)):
+            began = time.perf_counter()
+            own = train_own(base.model, targets, LORA, TrainConfig(steps=count), seed=0, start=start)
+            took = time.perf_counter() - began
+            rows.append({
+                "start": name,
+                "steps": count,
+                "seconds": round(took, 2),
+                "accuracy": round(accuracy(base, people, own), 4),
+            })  # fmt: skip
+    return rows
+
+
 def accuracy(base: Base, people: Population, records: Sequence[SharerAdapter]) -> float:
     """Share of the targets' queries answered with the gold label."""
     adapters = {
         r.user_id: {n: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for n, p in r.pieces.items()}
         for r in records
     }
+    return _accuracy(base, people, adapters)
+
+
+def _accuracy(base: Base, people: Population, adapters: dict[str, Adapter]) -> float:
     got = answer(
         base, world.prompter_of(base), people.targets, context=PLAIN, adapter_of=adapters.__getitem__,
         scale=LORA.alpha / LORA.rank, batch=128, max_queries=0,
@@ -224,6 +270,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "equal_loss": equal_losses(
             base, plain, users[: 2 if quick else 16], TrainConfig(steps=5) if quick else TRAIN
         ),
+        "warm_start": warm_start(people, base, steps=(1, 5) if quick else (1, 5, 10, 25, 50, 100)),
         "upper_layers": upper_layers(people, base, TrainConfig(steps=5) if quick else TRAIN),
         "cuda": "not measured: no GPU on this machine",
     }
@@ -240,7 +287,7 @@ def main() -> None:
     for name, row in result["throughput"].items():
         rates = f"{row['tokens_per_second']:7,} tokens/s {row['users_per_hour']:7,} users/h"
         print(f"{name:8} {rates}  {row['times_peft']:5.2f} x PEFT")
-    for row in [result["equal_loss"], *result["upper_layers"]]:
+    for row in [result["equal_loss"], *result["warm_start"], *result["upper_layers"]]:
         print(row)
     if not args.quick:
         world.write("training", result)
