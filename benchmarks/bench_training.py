@@ -59,7 +59,8 @@ def peft_user(model: Any, user: UserData, config: TrainConfig) -> list[float]:
     optimiser = torch.optim.AdamW(weights, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     order, losses = DataOrder(user.user_id, len(user.examples), seed=0), []
     for step in range(config.steps):
-        batch = collate([user.examples[i] for i in order.next(config.batch)], pad_id=0)
+        items = [user.examples[i] for i in order.next(config.batch)]
+        batch = collate(items, pad_id=0, device=weights[0].device)
         places = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         loss = net(
             batch.input_ids, attention_mask=batch.attention_mask, position_ids=places, labels=batch.labels
