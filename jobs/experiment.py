@@ -18,7 +18,7 @@ from storage.files import exists, read_json, write_json
 from storage.layout import Paths
 
 HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "evaluate.batch",
-       "assembly.items_per_pass")  # fmt: skip
+       "assembly.items_per_pass", "assembly.fit.pack")  # fmt: skip
 """Settings that change how the work is done and not what comes out (beyond float noise): free to change at any time."""
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs.experiment import stage_info
 from jobs.loading import shared_part
+from perpcs.assembly.assembler import FITTED
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
@@ -29,6 +30,8 @@ SEARCHED = {
     "gate_batches": "gate",
     "gradient": "gradient",
     "gradient_global": "gradient",
+    "gradient_fitted": "gradient",
+    "gradient_global_fitted": "gradient",
     "retrieval": "history",
 }
 """The key that a rule searches."""
@@ -85,6 +88,7 @@ def _recipe_cost(evaluator: Evaluator, method: Method) -> Cost:
         tokens=history_tokens(evaluator.prompter, evaluator.users, cfg.assembly.max_items)
         if method.rule in SEARCHED
         else 0,
+        items=mean(len(u.known) for u in evaluator.users),
         seconds=info["seconds_per_user"][recipe_name(method.rule, method.merge)],
     )
 
@@ -102,20 +106,24 @@ def assembled_cost(
     recipes: Sequence[Recipe],
     tokens: int,
     seconds: float,
+    items: float = 0.0,
 ) -> Cost:
-    """Cost of a rule over a pool, or over the part of it that is shared; tokens and seconds per user."""
+    """Cost of a rule over a pool, or over the part of it that is shared; tokens, seconds and history items per user.
+    `items` is needed for rules that visit items again."""
     key = SEARCHED.get(rule, "")
     whole = pool_bytes(
         pieces.spec, len(pieces.ids), key=key, number_bytes=2 if cfg.pool.dtype == "float16" else 4
     )
     part = float(pieces.shared.mean()) if isinstance(pieces, PartialPieces) else 1.0
+    fit = cfg.assembly.fit
+    again = round(fit.steps * fit.batch * tokens / items) if rule in FITTED and items else 0
     return Cost(
-        trainable_parameters=0,
+        trainable_parameters=round(mean(r.codes.size for r in recipes)) if rule in FITTED else 0,
         bytes_per_user=mean(r.nbytes for r in recipes),
         pool_bytes=round(whole * part),
         seconds_per_user=seconds,
-        forward_tokens=tokens,
-        backward_tokens=tokens if key == "gradient" else 0,
+        forward_tokens=tokens + again,
+        backward_tokens=(tokens if key == "gradient" else 0) + again,
     )
 
 

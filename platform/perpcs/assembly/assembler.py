@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perpcs.assembly.autoregressive import Rule
+from perpcs.assembly.fitted import fitted_picks
 from perpcs.assembly.pieces import Pieces
 from perpcs.assembly.rules import (
     Picks,
@@ -21,6 +22,9 @@ from perpcs.model.encoder import make_encoder
 from perpcs.population.prompts import Prompter
 from perpcs.records import User
 from perpcs.train.pack import UserData
+
+FITTED = {"gradient_fitted": "gradient", "gradient_global_fitted": "gradient_global"}
+"""Rules that fit the weights of another rule's picks."""
 
 
 class Assembler:
@@ -50,6 +54,9 @@ class Assembler:
             encoder = make_encoder(self.encoder, self.base.model, self.prompter)
             return retrieval_picks(encoder(users), self.pieces)
         data = [self._data(user) for user in users]
+        if rule in FITTED:
+            start = self.picks(FITTED[rule], merge, users)
+            return fitted_picks(self.base.model, data, start, self.pieces, a.fit, seed=self.seed)
         if rule in ("gradient", "gradient_global"):
             how = Rule(a.top_k, a.gradient_temperature, merge)
             return gradient_picks(

@@ -289,6 +289,13 @@ class AssemblyConfig:
     """Assemble from this many of the pool's sharers, drawn by the seed, nested; 0: from all."""
     sharing_ratio: float = 1.0
     """Fraction of the pool's pieces that are shared (the papers' rho), drawn by the seed, nested."""
+    fit: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=20, batch=12, lr=0.02, warmup=1, weight_decay=0.0, clip=1.0, pack=16
+        )
+    )
+    """Fitted rows: training of a user's mixing weights, k numbers per projection, over pieces that stay as they are.
+    Weight decay pulls to where the weights started."""
 
     def check(self) -> Problems:
         """Impossible values."""

@@ -82,6 +82,15 @@ _ROWS = (
         rule="gradient_global",
     ),
     Method(
+        "gradient_fitted", "gradient key, fitted weights", "ours", "recipe",
+        "as gradient, with the pieces' weights fitted to the history in a few steps", rule="gradient_fitted",
+    ),
+    Method(
+        "gradient_global_fitted", "whole sharers, fitted weights", "ours", "recipe",
+        "as gradient_global, with the weights fitted per projection in a few steps",
+        rule="gradient_global_fitted",
+    ),
+    Method(
         "other_oppu", "another user's LoRA", "control", "own", "the own LoRA of another target", of_another=True
     ),
     Method(

@@ -21,13 +21,14 @@ from perpcs.lora.bank import AdapterBank, SlotParameters, check_rank
 from perpcs.lora.dropout import Dropout, user_seeds
 from perpcs.lora.inject import BankedModel
 from perpcs.lora.kernel import Slots
+from perpcs.lora.mixture import Mixture, MixtureSource
 from perpcs.lora.sources import BankSource, DeltaSource, GatedSource
 from perpcs.train.data import ItemTable, PackOrder, UserData, Visits, buckets, seed_for, usable
 from perpcs.train.host import keep_freed_memory
 from perpcs.train.loss import item_losses
 from perpcs.train.optimiser import RowAdamW, clip_rows_, learning_rate
 
-__all__ = ["PackLosses", "Passes", "UserData", "train_adapters", "train_gates"]
+__all__ = ["PackLosses", "Passes", "UserData", "train_adapters", "train_gates", "train_weights"]
 
 SMOOTH = 10
 """Steps whose mean loss decides about an early end."""
@@ -109,6 +110,33 @@ def train_gates(
         return GatedSource(bank, gates.views, slots)
 
     return gates, pack.train(gates, source)
+
+
+def train_weights(
+    model: BankedModel,
+    mixture: Mixture,
+    start_SPc: Tensor,
+    users: Sequence[UserData],
+    config: TrainConfig,
+    *,
+    seed: int,
+    passes: Passes = AS_FITS,
+) -> tuple[Tensor, PackLosses]:
+    """Fit every user's mixing weights [S, P, c] of fixed pieces, from `start_SPc` on (METHOD section 4, fitted weights).
+
+    The weights are free: neither positive nor of sum one. What is trained, and what weight decay shrinks, is their
+    distance from the start. P counts the mixture's projections in its order.
+    """
+    names, pieces = list(mixture.factors), start_SPc.shape[2]
+    change = SlotParameters(dict.fromkeys(names, (pieces,)), len(users), device=model.device)
+    start = {name: start_SPc[:, j].to(model.device) for j, name in enumerate(names)}
+    pack = _Pack(model, users, config, seed=seed, passes=passes, own_steps=False)
+
+    def source(slots: Slots, _: Dropout | None) -> DeltaSource:
+        return MixtureSource(mixture, {n: start[n] + change.views[n] for n in names}, slots)
+
+    losses = pack.train(change, source)
+    return torch.stack([start[n] + change.views[n] for n in names], 1), losses
 
 
 class _Pack:
