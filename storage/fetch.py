@@ -35,11 +35,9 @@ def fetch_factors(
     ordinals = np.concatenate(list(wanted.values()))
     ends = np.cumsum([len(o) for o in wanted.values()])
     if cache is None:
-        arrays, place = _read_factors(rows, (layers, ordinals), spec, check=check)
-        return {
-            name: (_float32(arrays["a"][part]), _float32(arrays["b"][part]))
-            for name, part in zip(wanted, np.split(place, ends[:-1]), strict=True)
-        }
+        a, b = _read_factors(rows, (layers, ordinals), spec, check=check)
+        parts = zip(np.split(a, ends[:-1]), np.split(b, ends[:-1]), strict=True)
+        return dict(zip(wanted, parts, strict=True))
     shapes = piece_shapes(spec, rows.group)
     pieces = _through_cache(cache, rows, (layers, ordinals), spec, check=check)
     starts = [0, *ends[:-1]]
@@ -68,14 +66,20 @@ def read_pieces(rows: PieceRows, ordinals: np.ndarray, spec: PoolSpec) -> list[d
     ]
 
 
-def _read_factors(
-    rows: PieceRows, pairs: Pair, spec: PoolSpec, *, check: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _read_factors(rows: PieceRows, pairs: Pair, spec: PoolSpec, *, check: bool) -> Pair:
+    """Factors of k pairs (layer, ordinal), repeats allowed: a [k, r, d_in], b [k, d_out, r], float32."""
+    shapes, k = piece_shapes(spec, rows.group), len(pairs[0])
+    if k and not check:
+        a, b = (np.empty((k, *shapes[name]), np.float32) for name in ("a", "b"))
+        if rows.read_direct(*pairs, {"a": a.reshape(k, -1), "b": b.reshape(k, -1)}):
+            return a, b
     columns = [*held_arrays(spec), "norm", "checksum", "user_id", "layer"] if check else ["a", "b"]
     table, place = rows.take(*pairs, columns)
     if check:
         check_sums(table, rows.group, spec, rows.uri)
-    return unpack(table, rows.group, spec), place
+    arrays = unpack(table, rows.group, spec)
+    a, b = (arrays[name][place].astype(np.float32, copy=False) for name in ("a", "b"))
+    return a, b
 
 
 def _through_cache(
@@ -100,10 +104,11 @@ def _through_cache(
             else:
                 held[key] = found
     at = np.array(list(missing.values()), np.int64)
-    arrays, place = _read_factors(rows, (layers[at], ordinals[at]), spec, check=check)
-    for key, row in zip(missing, place.tolist(), strict=True):
-        held[key] = (_float32(arrays["a"][row]), _float32(arrays["b"][row]))
-        cache.put(key, *held[key])
+    for key, a, b in zip(
+        missing, *_read_factors(rows, (layers[at], ordinals[at]), spec, check=check), strict=True
+    ):
+        held[key] = (a, b)
+        cache.put(key, a, b)
     return [held[key] for key in keys]
 
 
@@ -112,7 +117,3 @@ def _stack(pieces: Sequence[Pair], shapes: Mapping[str, tuple[int, ...]]) -> Pai
     for i, (left, right) in enumerate(pieces):
         a[i], b[i] = left, right
     return a, b
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32, copy=False)

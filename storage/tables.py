@@ -86,11 +86,13 @@ def vectors(values: np.ndarray) -> pa.Array:
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
     """A fixed-size list column -> [n, d] array in its stored type, without a copy where it is one chunk."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # what an empty column combines to
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    width = array.type.list_size
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), width)
+    if column.null_count:
+        raise StoreError(f"a column of vectors has {column.null_count} rows without a vector; it is damaged")
+    parts = column.chunks or [pa.array([], column.type)]
+    array = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+    width, start = array.type.list_size, array.offset
+    flat = array.values[start * width : (start + len(array)) * width]  # flatten() would copy
+    return flat.to_numpy(zero_copy_only=False).reshape(len(array), width)
 
 
 def quoted(text: str) -> str:

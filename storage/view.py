@@ -6,6 +6,7 @@ n sharers, r rank, d_in, d_out sizes of a projection.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -23,6 +24,8 @@ from storage.schema import Header, groups
 from storage.sharers import read_history_keys
 
 Key = Literal["gate", "gradient"]
+_READERS = ThreadPoolExecutor(8, thread_name_prefix="perpcs-read")
+"""Tables are read at the same time: the disk's, the network's and the copying time of one hides behind the others'."""
 KEY_COLUMNS: Mapping[str, str] = {"gate": "gate", "gradient": "gradient_key"}
 
 
@@ -128,11 +131,13 @@ class PoolView:
         for name, ordinals in wanted.items():
             self._check_ordinals(name, np.asarray(ordinals))
             by_table.setdefault(self._rows(name).group.table, []).append(name)
-        for table, names in by_table.items():
-            chosen = {name: np.asarray(wanted[name], np.int64) for name in names}
-            found.update(
-                fetch_factors(self._tables[table], chosen, self.spec, cache=self.cache, check=self.check)
-            )
+
+        def read(table: str) -> dict[str, Pair]:
+            chosen = {name: np.asarray(wanted[name], np.int64) for name in by_table[table]}
+            return fetch_factors(self._tables[table], chosen, self.spec, cache=self.cache, check=self.check)
+
+        for pairs in _READERS.map(read, by_table):
+            found.update(pairs)
         return {name: found[name] for name in wanted}
 
     def adapter(self, user_id: str) -> SharerAdapter:
