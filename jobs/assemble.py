@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage, stage_info
 from jobs.loading import open_assembler, open_base
 from jobs.preflight import check_methods
 from jobs.runtime import run_remote
+from perpcs.assembly.assembler import Assembler
 from perpcs.assembly.rules import make_recipe
 from perpcs.config import ExperimentConfig
 from perpcs.evaluation.methods import get_methods, needed_rules, recipe_name
+from perpcs.records import User
 from storage.layout import Paths
 from storage.population import read_split
 from storage.recipes import RecipeStore
@@ -40,17 +43,22 @@ def assemble_all(cfg: ExperimentConfig, paths: Paths, pool_version: int) -> Info
     store = RecipeStore(paths.recipes)
     seconds = {}
     for rule, merge in needed_rules(get_methods(cfg.evaluate.methods)):
-        name, started = recipe_name(rule, merge), time.monotonic()
-        picks = assembler.picks(rule, merge, users)
-        store.put(
-            [
-                make_recipe(u.id, name, p, assembler.pieces, merge=merge)
-                for u, p in zip(users, picks, strict=True)
-            ]
-        )
-        seconds[name] = round((time.monotonic() - started) / len(users), 5)
-        log.info("assembled %d targets with %s: %.0f ms per target", len(users), name, 1000 * seconds[name])
+        seconds[recipe_name(rule, merge)] = assemble_recipes(assembler, rule, merge, users, store=store)
     return {"pool_version": pool_version, "targets": len(users), "seconds_per_user": seconds}
+
+
+def assemble_recipes(
+    assembler: Assembler, rule: str, merge: str, users: Sequence[User], *, store: RecipeStore
+) -> float:
+    """Store one rule's recipes of some users; seconds per user."""
+    name, started = recipe_name(rule, merge), time.monotonic()
+    picks = assembler.picks(rule, merge, users)
+    store.put(
+        [make_recipe(u.id, name, p, assembler.pieces, merge=merge) for u, p in zip(users, picks, strict=True)]
+    )
+    seconds = round((time.monotonic() - started) / len(users), 5)
+    log.info("assembled %d targets with %s: %.0f ms per target", len(users), name, 1000 * seconds)
+    return seconds
 
 
 STAGE = Stage(

@@ -27,6 +27,7 @@ from perpcs.records import SharerAdapter, User
 from perpcs.train.fitting import PackFitter, device_memory, model_planner
 from perpcs.train.pack import Passes, UserData
 from perpcs.train.sharers import train_own, train_sharers
+from storage.files import exists
 from storage.layout import Paths
 from storage.pool import Pool
 from storage.population import read_users
@@ -46,7 +47,7 @@ class PoolWorker:
 
     def run(self, user_ids: Sequence[str]) -> PackReport:
         """See `jobs.fleet_types.PackWorker`."""
-        started = time.monotonic()
+        started, decided = time.monotonic(), self.version()
         users = read_users(self.paths.population, user_ids)
         data = {user.id: UserData(user.id, tuple(self.prompter.history(user))) for user in users}
         failed = {u: "no history item with an output to train on" for u, d in data.items() if not d.examples}
@@ -54,7 +55,7 @@ class PoolWorker:
         adapters, refused = self.train(able, [data[user.id] for user in able]) if able else ([], {})
         failed |= refused
         if adapters:
-            self.pool(adapters).commit(adapters)
+            self.pool(adapters).commit(adapters, decided=decided)
         done = tuple(adapter.user_id for adapter in adapters)
         tokens = trained_tokens([data[user] for user in done], self.visits)
         return PackReport(done=done, failed=failed, seconds=time.monotonic() - started, tokens=tokens)
@@ -73,6 +74,10 @@ class PoolWorker:
         return PackFitter(
             model_planner(self.base.model, rank=self.cfg.lora.rank, batch=batch, memory=self.memory)
         )
+
+    def version(self) -> int:
+        """The pool's version now: whoever withdraws after it, while they are trained, is not committed."""
+        return Pool.open(self.uri).view().version if exists(self.uri) else 0
 
     def pool(self, adapters: Sequence[SharerAdapter]) -> Pool:
         """The pool to commit to; made by the first worker that gets here."""

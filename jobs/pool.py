@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import logging
 import sys
@@ -18,6 +19,7 @@ from jobs.cli import DEFECT, DONE, INTERRUPTED, MISTAKE
 from jobs.terminal import configure_logging
 from perpcs.errors import PerpcsError, StoreError
 from storage import describe, transfer, upkeep
+from storage.mend import mend
 from storage.pool import Pool
 from storage.recipes import RecipeStore
 from storage.verify import verify
@@ -100,14 +102,26 @@ def run_withdraw(arguments: Arguments) -> None:
     pool = Pool.open(arguments.pool)
     recipes = RecipeStore(arguments.recipes).all() if arguments.recipes else []
     affected = affected_recipes(pool, recipes, [arguments.sharer])
-    version = withdraw(pool, arguments.sharer)
+    version = withdraw(pool, arguments.sharer, ahead=arguments.ahead)
     _print({"withdrawn": arguments.sharer, "version": version, "recipes": _names(affected)})
 
 
 def show_stale(arguments: Arguments) -> None:
-    """List the recipes that use pieces of sharers who have withdrawn; assemble those users again."""
+    """List the recipes that use pieces of sharers who have withdrawn; jobs.rebuild makes them anew."""
     found = stale_recipes(Pool.open(arguments.pool), RecipeStore(arguments.recipes).all())
     _print({"recipes": _names(found)})
+
+
+def run_mend(arguments: Arguments) -> None:
+    """Without any history: take the pieces of sharers who withdrew out of the recipes, and scale the others up.
+
+    Such a recipe is not what assembly would choose now; its `extra` says "mended". With the histories at hand,
+    python -m jobs.rebuild assembles anew. Recipes of which nothing would be left stay as they are, and are named.
+    """
+    pool, store = Pool.open(arguments.pool), RecipeStore(arguments.recipes)
+    mended, empty = mend(pool, store.all())
+    store.put(mended)
+    _print({"mended": _names(mended), "assemble_anew": _names(empty)})
 
 
 def run_export(arguments: Arguments) -> None:
@@ -140,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[Arguments], Any]) -> argparse.ArgumentParser:
         text = run.__doc__ or ""
-        made = commands.add_parser(name, help=text.rstrip("."), description=text)
+        made = commands.add_parser(
+            name, help=text.split("\n\n")[0].rstrip("."), description=inspect.cleandoc(text)
+        )
         made.add_argument("pool", metavar="POOL", help="folder or URI, e.g. runs/quickstart/pool")
         made.set_defaults(run=run)
         return made
@@ -163,7 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     made = command("withdraw", run_withdraw)
     made.add_argument("sharer", metavar="SHARER", help="the user's id")
     made.add_argument("--recipes", metavar="TABLE", help="e.g. runs/quickstart/recipes.lance")
+    made.add_argument(
+        "--ahead", action="store_true", help="also where they are no sharer yet: never train or take them"
+    )
     made = command("stale", show_stale)
+    made.add_argument("recipes", metavar="RECIPES", help="e.g. runs/quickstart/recipes.lance")
+    made = command("mend", run_mend)
     made.add_argument("recipes", metavar="RECIPES", help="e.g. runs/quickstart/recipes.lance")
     made = command("export", run_export)
     made.add_argument("folder", metavar="FOLDER", help="a new local folder")

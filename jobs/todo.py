@@ -11,11 +11,10 @@ from storage.pool import Pool
 
 def missing(uri: str, wanted: Callable[[], Sequence[str]]) -> list[str]:
     """The wanted users that the pool does not hold yet, and who did not withdraw from it: what is left to train."""
-    settled: set[str] = set()
-    if exists(uri):
-        pool = Pool.open(uri)
-        settled = {*pool.committed(), *(entry.user_id for entry, _ in pool.log.refresh().left.values())}
-    return [user_id for user_id in wanted() if user_id not in settled]
+    if not exists(uri):
+        return list(wanted())
+    roll = Pool.open(uri).log.refresh()
+    return [user_id for user_id in wanted() if user_id not in roll.members and not roll.departed(user_id)]
 
 
 def selected(paths: Paths) -> tuple[str, ...]:

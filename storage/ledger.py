@@ -14,6 +14,8 @@ at no cost.
   after `sort_id`, as number `sort_n`), but no id: recipes of old versions count sharers in this order. A
   salted hash of the id voids a commit of it that was under way. Every erasure writes all of them anew, and
   the newest row of an attempt counts.
+- bar: keeps out an id that is no member, but withdrew after it had been chosen to be one: commits of it that
+  were decided before do not count. It holds the same salted hash.
 - tag, untag: `user_id` is a name for version `since`.
 """
 
@@ -23,7 +25,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-EVENTS = ("commit", "withdraw", "erase", "tag", "untag")
+EVENTS = ("commit", "withdraw", "erase", "bar", "tag", "untag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Roll:
     """Commits that counted until a withdrawal, by attempt, with the version of the withdrawal."""
     erased: dict[int, Entry] = field(default_factory=dict)
     """Erasures by attempt."""
+    bars: list[Entry] = field(default_factory=list)
     tags: dict[str, int] = field(default_factory=dict)
     _last_left: dict[str, int] = field(default_factory=dict)
 
@@ -87,17 +90,26 @@ class Roll:
             if current is not None and current.attempt == entry.attempt:
                 self.left[entry.attempt] = (self.members.pop(entry.user_id), entry.version)
                 self._last_left[entry.user_id] = entry.version
+        elif entry.event == "bar":
+            self.bars.append(entry)
         elif entry.event == "tag":
             self.tags[entry.user_id] = entry.since
         elif entry.event == "untag":
             self.tags.pop(entry.user_id, None)
+
+    def departed(self, user_id: str) -> bool:
+        """Whether an id has withdrawn and not come back, erased since or not."""
+        if user_id in self.members:
+            return False
+        return user_id in self._last_left or _marked(user_id, [*self.erased.values(), *self.bars])
 
     def _was_under_way(self, commit: Entry) -> bool:
         """Whether its id was withdrawn (and perhaps erased since) after its writer had looked."""
         if commit.seen < self._last_left.get(commit.user_id, 0):
             return True
         late = [gone for gone in self.erased.values() if commit.seen < gone.until <= commit.version]
-        return any(gone.digest == erased_mark(commit.user_id, gone.attempt) for gone in late)
+        late += [bar for bar in self.bars if commit.seen < bar.version]
+        return _marked(commit.user_id, late)
 
     @property
     def attempts(self) -> set[int]:
@@ -143,6 +155,10 @@ def erasures(entries: Sequence[Entry], *, seen: int) -> list[Entry]:
             )  # fmt: skip
         found.append(gone)
     return found
+
+
+def _marked(user_id: str, gone: Iterable[Entry]) -> bool:
+    return any(entry.digest == erased_mark(user_id, entry.attempt) for entry in gone)
 
 
 def erased_mark(user_id: str, attempt: int) -> bytes:

@@ -36,7 +36,7 @@ class Commit:
     skipped: tuple[str, ...]
     """Were there already, with the same content."""
     superseded: tuple[str, ...]
-    """Another writer's commit of the same id came first; that one counts."""
+    """Another writer's commit of the same id came first, or the sharer has withdrawn meanwhile."""
 
 
 class Pool:
@@ -123,10 +123,14 @@ class Pool:
         view.cache = cache
         return view
 
-    def commit(self, adapters: Sequence[SharerAdapter], *, tenant: str = "") -> Commit:
+    def commit(
+        self, adapters: Sequence[SharerAdapter], *, tenant: str = "", decided: int | None = None
+    ) -> Commit:
         """Add finished sharers, all in one step; readers see none of them or all.
 
         A sharer that is there with the same content is skipped, so a repeated commit changes nothing.
+        `decided`: the pool version at which it was decided to add them (default: now); whoever withdrew after
+        that is left out.
 
         Raises:
             MismatchError: an adapter of another shape. StoreError: values that are not finite, or an id
@@ -138,7 +142,8 @@ class Pool:
         batch, skipped = self._plan(adapters)
         if not batch:
             return Commit(self.log.version, (), skipped, ())
-        seen, started = self.log.version, time.time_ns() // 1_000_000
+        seen = self.log.version if decided is None else min(decided, self.log.version)
+        started = time.time_ns() // 1_000_000
         for group in self.tables:
             uri = pieces_uri(self.uri, group)
             if not exists(uri):

@@ -8,6 +8,7 @@ is left for samples of the erased data.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from perpcs.records import Recipe
 from storage.files import exists, read_bytes, walk
 from storage.index import identity, index_vectors
 from storage.index_files import purge
-from storage.ledger import Entry, erasures, members_at
+from storage.ledger import Entry, erased_mark, erasures, members_at
 from storage.pieces import pieces_uri
 from storage.pool import Pool
 from storage.rows import held_arrays, unpack
@@ -42,21 +43,31 @@ class Erased:
     """Files that still hold one of them; empty is the proof."""
 
 
-def withdraw(pool: Pool, user_id: str) -> int:
+def withdraw(pool: Pool, user_id: str, *, ahead: bool = False) -> int:
     """Hide a sharer from every view made from now on; the pool version at which that holds.
+
+    `ahead`: they may be no sharer yet, only chosen or in training; what is being made of them is kept out.
 
     Raises:
         StoreError: there is no such sharer.
     """
-    current = pool.log.refresh().members.get(user_id)
-    if current is None:
+    roll = pool.log.refresh()
+    current = roll.members.get(user_id)
+    if current is None and (not ahead or roll.departed(user_id)):
         raise StoreError(
             f"{pool.uri}: no sharer {user_id!r} to withdraw; it never was one, or has withdrawn already"
         )
-    event = Entry(0, "withdraw", user_id, current.attempt)
+    event = (
+        _bar(user_id, pool.log.version) if current is None else Entry(0, "withdraw", user_id, current.attempt)
+    )
     version = pool.log.append(event_rows([event], pool.header))
     pool.log.refresh()
     return version
+
+
+def _bar(user_id: str, version: int) -> Entry:
+    attempt = secrets.randbits(63)
+    return Entry(0, "bar", "", attempt, seen=version, digest=erased_mark(user_id, attempt))
 
 
 def affected_recipes(pool: Pool, recipes: Iterable[Recipe], user_ids: Sequence[str]) -> list[Recipe]:
@@ -166,11 +177,12 @@ def _holds(path: str, samples: Sequence[bytes]) -> bool:
 def _to_erase(pool: Pool) -> set[int]:
     """Attempts of those who have withdrawn whose rows are still there, with theirs that never counted."""
     roll = pool.log.refresh()
+    commits = [entry for entry in pool.log.entries if entry.event == "commit"]
     ids = {entry.user_id for entry, _ in roll.left.values()}
-    commits = {
-        entry.attempt for entry in pool.log.entries if entry.event == "commit" and entry.user_id in ids
-    }
-    theirs = commits - roll.attempts  # who came back stays
+    ids |= {user_id for user_id in {entry.user_id for entry in commits} - ids if roll.departed(user_id)}
+    theirs = {
+        entry.attempt for entry in commits if entry.user_id in ids
+    } - roll.attempts  # who came back stays
     uri = sharers_uri(pool.uri)
     with store_errors(uri, "reading the sharers"):
         rows = open_table(uri).to_table(columns=["attempt"], filter="event = 'commit'")

@@ -60,6 +60,10 @@ def test_a_pools_whole_life(tmp_path, uri, run):
     assert run("cleanup", uri, "--grace", "0", "--index", folder)["erased"]["found"] == []
     assert not list(Path(folder).rglob("*.faiss"))
     assert run("stale", uri, recipes)["recipes"] == [{"user": "y", "method": "gradient"}]
+    done = run("mend", uri, recipes)
+    assert (done["mended"], done["assemble_anew"]) == ([], [{"user": "y", "method": "gradient"}])
+    assert run("stats", uri)["erased"] == 1
+    assert run("withdraw", uri, "zoe", "--ahead")["withdrawn"] == "zoe"
     assert run("stats", uri)["erased"] == 1
     assert run("export", uri, str(tmp_path / "export"))["sharers"] == 1
     assert run("import", str(tmp_path / "copy"), str(tmp_path / "export"))["added"] == 1
@@ -108,6 +112,7 @@ def test_help_needs_no_pool(capsys):
         "cleanup",
         "withdraw",
         "stale",
+        "mend",
         "export",
         "import",
     ):

@@ -1,11 +1,13 @@
 """Recipes over a pool in Lance: the adapter in use comes back bit for bit, whatever happens to the pool meanwhile."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from jobs import rebuild
 from jobs.experiment import stage_info
 from jobs.loading import open_assembler, open_base, open_pieces
 from perpcs.assembly.assembler import Assembler
@@ -17,7 +19,7 @@ from storage.layout import Paths
 from storage.pool import Pool
 from storage.population import read_split
 from storage.recipes import RecipeStore
-from storage.withdraw import withdraw
+from storage.withdraw import stale_recipes, withdraw
 
 pytestmark = pytest.mark.slow
 STORED = [
@@ -29,7 +31,7 @@ STORED = [
 
 
 @pytest.fixture
-def world(copy, mini):
+def world(copy, mini, local_ray):
     """(assembler over a copy of the finished run, its paths, its targets)."""
     cfg = mini(copy)
     paths = Paths.of(cfg.experiment)
@@ -89,6 +91,41 @@ def test_memory_and_lance_choose_alike(world, rule, merge):
     ):
         np.testing.assert_array_equal(stored[0], here[0])
         assert np.abs(stored[1].astype(int) - here[1]).max() <= 1  # FAISS and numpy add up in another order
+
+
+def test_a_rebuild_makes_anew_exactly_the_recipes_that_used_who_withdrew(world, mini, copy, caplog):
+    assembler, paths, users = world
+    store, pool = RecipeStore(paths.recipes), Pool.open(paths.pool)
+    before = {(r.user_id, r.method): r for r in store.all()}
+    uses = Counter(
+        i for r in before.values() if r.method == "gradient/concat" for i in r.ordinals[r.codes != 0].tolist()
+    )
+    gone = pool.view().ids[min(uses, key=uses.get)]
+    withdraw(pool, gone)
+    stale = {(r.user_id, r.method) for r in stale_recipes(pool, before.values())}
+    foreign = replace(next(r for key, r in before.items() if key in stale), user_id="of another place")
+    store.put([foreign])
+    with caplog.at_level("INFO", "jobs"):
+        rebuild.main(mini(copy))
+    assert "no history of 1 users here, e.g. of another place" in caplog.text
+    assert [r.user_id for r in stale_recipes(pool, store.all())] == [foreign.user_id]
+    now = Assembler(
+        assembler.base, assembler.prompter, open_pieces(paths, assembler.base), config=assembler.config
+    )
+    after = {(r.user_id, r.method): r for r in store.all()}
+    assert 0 < len(stale) < len(before)
+    for (user_id, method), old in before.items():
+        new = after[user_id, method]
+        if (user_id, method) in stale:
+            (user,) = (u for u in users if u.id == user_id)
+            (want,) = now.picks(*method.split("/"), [user])
+            assert np.array_equal(new.ordinals[new.codes != 0], want[0][want[1] != 0])
+            assert new.pool_version == now.pieces.version
+        else:
+            assert new.ordinals.tobytes() == old.ordinals.tobytes() and new.pool_version == old.pool_version
+    with caplog.at_level("INFO", "jobs"):
+        rebuild.main(mini(copy))
+    assert "nothing to do" in caplog.text
 
 
 def test_whoever_withdrew_is_in_no_new_assembly(world):

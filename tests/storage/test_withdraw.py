@@ -186,3 +186,44 @@ def test_a_commit_under_way_does_not_bring_an_erased_sharer_back(pool, adapter, 
             assert "dan" not in reader.view(version).ids or version < done.version
     assert pool.commit([adapter("dan")]).added == ("dan",)  # a new commit is a new decision
     assert "dan" in Pool.open(pool.uri).committed()
+
+
+def test_a_late_commit_of_an_erased_sharer_is_erased_too(pool, adapter):
+    slow = Pool.open(pool.uri)
+    plan = slow._plan
+    slow._plan = lambda adapters: (
+        plan(adapters),
+        pool.commit([adapter("dan", 1)]),
+        withdraw(pool, "dan"),
+        erase(pool),
+    )[0]
+    assert slow.commit([adapter("dan")]).superseded == ("dan",)
+    assert search([b"dan"], [pool.uri])
+    fresh = Pool.open(pool.uri)  # it knows "dan" by the mark alone
+    assert fresh.log.refresh().departed("dan")
+    assert erase(fresh).rows == 6
+    assert search([b"dan"], [pool.uri]) == []
+
+
+def test_who_withdraws_while_trained_is_never_a_sharer(pool, adapter):
+    decided = pool.view().version
+    with pytest.raises(StoreError, match="no sharer 'dan'"):
+        withdraw(pool, "dan")
+    pool.commit([adapter("eve")])
+    withdraw(pool, "dan", ahead=True)
+    with pytest.raises(StoreError, match="withdrawn already"):
+        withdraw(pool, "dan", ahead=True)
+    other = Pool.open(pool.uri)
+    assert other.log.refresh().departed("dan") and not other.log.refresh().departed("nobody")
+    done = other.commit([adapter("dan"), adapter("fay")], decided=decided)
+    assert (done.added, done.superseded) == (("fay",), ("dan",))
+    withdraw(pool, "amy")
+    assert erase(pool).sharers == 1
+    assert search([b"dan"], [pool.uri]) == []
+    for reader in (pool, Pool.open(pool.uri)):
+        assert reader.log.refresh().departed("dan")
+        assert reader.view().ids == ("bob-the-distinct", "cat", "eve", "fay")
+        assert reader.commit([adapter("dan")], decided=decided).added == ()
+    assert not verify(pool).problems
+    assert pool.commit([adapter("dan")]).added == ("dan",)  # a new decision
+    assert not Pool.open(pool.uri).log.refresh().departed("dan")
