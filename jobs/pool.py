@@ -20,6 +20,7 @@ from jobs.terminal import configure_logging
 from perpcs.errors import PerpcsError, StoreError
 from storage import describe, transfer, upkeep
 from storage.mend import mend
+from storage.migrate import migrate
 from storage.pool import Pool
 from storage.recipes import RecipeStore
 from storage.verify import verify
@@ -112,6 +113,15 @@ def show_stale(arguments: Arguments) -> None:
     _print({"recipes": _names(found)})
 
 
+def run_migrate(arguments: Arguments) -> None:
+    """Bring a pool of an older release to this one's schema; run again after an interruption.
+
+    Stop programs of the older release first.
+    """
+    before, now = migrate(arguments.pool)
+    _print({"schema_version_before": before, "now": now})
+
+
 def run_mend(arguments: Arguments) -> None:
     """Without any history: take the pieces of sharers who withdrew out of the recipes, and scale the others up.
 
@@ -170,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("name", metavar="NAME")
     made.add_argument("--version", type=int, help="default: the newest")
     made.add_argument("--delete", action="store_true", help="forget the name; the version stays")
+    command("migrate", run_migrate)
     command("compact", run_compact)
     made = command("cleanup", run_cleanup)
     made.add_argument("--grace", type=float, default=86_400.0, metavar="SECONDS", help="default: one day")

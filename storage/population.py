@@ -10,9 +10,10 @@ import pyarrow as pa
 from perpcs.errors import StoreError
 from perpcs.records import SPLITS, Item, Population, Query, User
 from storage.files import exists
-from storage.tables import open_table, quoted, store_errors
+from storage.tables import FORMAT, open_table, quoted, require_format, store_errors
 
 _TASK = b"perpcs.task"
+_FORMAT = 1
 _USERS_PER_BATCH = 1000
 _ITEM = pa.struct(
     [
@@ -42,7 +43,8 @@ def write_population(uri: str, population: Population) -> None:
     """
     import lance
 
-    schema = pa.schema(_FIELDS, metadata={_TASK: population.task.encode()})
+    metadata = {_TASK: population.task.encode(), FORMAT: str(_FORMAT).encode()}
+    schema = pa.schema(_FIELDS, metadata=metadata)
     reader = pa.RecordBatchReader.from_batches(schema, _batches(population, schema))
     with store_errors(uri, "writing the population"):
         lance.write_dataset(reader, uri, mode="overwrite")
@@ -124,7 +126,7 @@ def _row(split: str, position: int, user: User) -> dict[str, Any]:
 def _open(uri: str) -> Any:
     if not exists(uri):
         raise StoreError(f"{uri}: there is no population here; run the ingest stage first or check the path")
-    return open_table(uri)
+    return require_format(open_table(uri), _FORMAT, uri)
 
 
 def _task(uri: str, table: Any) -> str:

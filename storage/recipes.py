@@ -12,9 +12,19 @@ import pyarrow as pa
 from perpcs.errors import StoreError
 from perpcs.records import Recipe
 from storage.files import exists
-from storage.tables import CREATED, append, create_table, open_table, quoted, store_errors
+from storage.tables import (
+    CREATED,
+    FORMAT,
+    append,
+    create_table,
+    open_table,
+    quoted,
+    require_format,
+    store_errors,
+)
 from storage.upkeep import GRACE_S, Upkeep, compact_table, drop_old_files, tidy_table
 
+_FORMAT = 1
 _SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
@@ -29,7 +39,8 @@ _SCHEMA = pa.schema(
         ("codes", pa.binary()),
         ("weight_scale", pa.float64()),
         ("extra", pa.string()),
-    ]
+    ],
+    metadata={FORMAT: str(_FORMAT).encode()},
 )
 
 
@@ -52,7 +63,9 @@ class RecipeStore:
         newest = {(recipe.user_id, recipe.method): recipe for recipe in recipes}
         if not newest:
             return
-        if not exists(self.uri):
+        if exists(self.uri):
+            self._open()
+        else:
             create_table(self.uri, _SCHEMA)
         rows = pa.Table.from_pylist([_row(recipe) for recipe in newest.values()], schema=_SCHEMA)
         tidy_table(self.uri, Upkeep(), append(self.uri, rows))
@@ -80,7 +93,7 @@ class RecipeStore:
             return 0
         count = len(self._read(f"user_id = {quoted(user_id)}"))
         with store_errors(self.uri, "deleting recipes"):
-            open_table(self.uri).delete(f"user_id = {quoted(user_id)}")
+            self._open().delete(f"user_id = {quoted(user_id)}")
         return count
 
     def tidy(self) -> int:
@@ -92,7 +105,7 @@ class RecipeStore:
             return 0
         with store_errors(self.uri, "looking for replaced recipes"):
             columns = ["user_id", "method", CREATED]
-            rows = open_table(self.uri).to_table(columns=columns, with_row_id=True).to_pylist()
+            rows = self._open().to_table(columns=columns, with_row_id=True).to_pylist()
         newest: dict[tuple[str, str], tuple[int, int]] = {}
         for row in rows:
             key, age = (row["user_id"], row["method"]), (row[CREATED], row["_rowid"])
@@ -102,16 +115,19 @@ class RecipeStore:
         for start in range(0, len(old), 1000):
             with store_errors(self.uri, "dropping replaced recipes"):
                 numbers = ", ".join(map(str, old[start : start + 1000]))
-                open_table(self.uri).delete(f"_rowid IN ({numbers})")
+                self._open().delete(f"_rowid IN ({numbers})")
         compact_table(self.uri)
         drop_old_files(self.uri, grace_s=GRACE_S)
         return len(old)
+
+    def _open(self) -> Any:
+        return require_format(open_table(self.uri), _FORMAT, self.uri)
 
     def _read(self, condition: str | None) -> list[Recipe]:
         if not exists(self.uri):
             return []
         with store_errors(self.uri, "reading recipes"):
-            rows = open_table(self.uri).to_table(columns=[*_SCHEMA.names, CREATED], filter=condition)
+            rows = self._open().to_table(columns=[*_SCHEMA.names, CREATED], filter=condition)
         newest: dict[tuple[str, str], dict[str, Any]] = {}
         for row in sorted(rows.to_pylist(), key=lambda row: row[CREATED]):
             newest[row["user_id"], row["method"]] = row

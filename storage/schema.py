@@ -18,7 +18,8 @@ import pyarrow as pa
 from perpcs.errors import MismatchError, StoreError
 from perpcs.records import PoolSpec, Projection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the first. 2: the log may hold `bar` events (storage/migrate.py brings older pools here)."""
 Dtype = Literal["float32", "float16"]
 HEADER = b"perpcs.pool"
 """Key in the sharers table's schema metadata: there, the description is created by the same atomic commit as
@@ -48,25 +49,34 @@ class Header:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Header:
+    def from_json(cls, data: bytes, where: str, *, oldest: int = SCHEMA_VERSION) -> Header:
         """The inverse of `to_json`.
 
         Raises:
-            MismatchError: written by another schema version.
+            MismatchError: written with a newer schema version, or one older than `oldest`.
             StoreError: not a pool's header.
         """
         try:
             value = json.loads(data)
-            if value["schema_version"] != SCHEMA_VERSION:
-                raise MismatchError(
-                    f"{where}: the pool has schema version {value['schema_version']}, this program reads "
-                    f"{SCHEMA_VERSION}; use the release that wrote it or migrate the pool"
-                )
+            if not oldest <= value["schema_version"] <= SCHEMA_VERSION:
+                raise MismatchError(f"{where}: {wrong_version(value['schema_version'], where)}")
             spec = dict(value.pop("spec"))
             spec["projections"] = tuple(Projection(**p) for p in spec["projections"])
             return cls(spec=PoolSpec(**spec), **value)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where}: the pool's description is damaged ({error})") from error
+
+
+def wrong_version(found: int, where: str) -> str:
+    """What to do about a pool that this release does not read."""
+    if found > SCHEMA_VERSION:
+        return (
+            f"the pool has schema version {found}, this release reads up to {SCHEMA_VERSION}; use a newer one"
+        )
+    return (
+        f"the pool has schema version {found}, this release needs {SCHEMA_VERSION}; "
+        f"run python -m jobs.pool migrate {where}"
+    )
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from perpcs.errors import StoreError
+from perpcs.errors import MismatchError, StoreError
 from storage.files import exists, reason
 
 CREATED = "_row_created_at_version"
 """Lance's own column: the table version whose commit brought the row in. It survives compaction."""
+
+FORMAT = b"perpcs.format"
+"""Key in a table's schema metadata: the version of its columns. Tables without it are of version 1."""
 
 LANCE_ERRORS = (OSError, ValueError, RuntimeError, pa.ArrowException)
 
@@ -42,6 +45,20 @@ def open_table(uri: str, version: int | None = None) -> Any:
 
     with store_errors(uri, "opening the table"):
         return lance.dataset(uri, version=version)
+
+
+def require_format(table: Any, newest: int, uri: str) -> Any:
+    """The table, if this release knows its columns.
+
+    Raises:
+        MismatchError: it was written by a newer release.
+    """
+    found = int((table.schema.metadata or {}).get(FORMAT, b"1"))
+    if found > newest:
+        raise MismatchError(
+            f"{uri}: the table has format {found}, this release reads up to {newest}; use a newer one"
+        )
+    return table
 
 
 def create_table(uri: str, schema: pa.Schema) -> Any:

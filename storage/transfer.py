@@ -24,6 +24,8 @@ from storage.tables import matrix, vectors
 from storage.view import PoolView
 
 _SHARERS_PER_GROUP = 16
+_OLDEST = 1
+"""Exports look the same since this schema version."""
 
 
 def export_pool(view: PoolView, folder: str) -> int:
@@ -64,7 +66,7 @@ def read_header(folder: str) -> Header:
     """
     if not exists(join(folder, "pool.json")):
         raise StoreError(f"{folder}: no pool.json; not an exported pool, or its export was cut short")
-    return Header.from_json(read_bytes(join(folder, "pool.json")), folder)
+    return Header.from_json(read_bytes(join(folder, "pool.json")), folder, oldest=_OLDEST)
 
 
 def import_pool(pool: Pool, folder: str) -> int:

@@ -52,6 +52,7 @@ def test_a_pools_whole_life(tmp_path, uri, run):
 
     assert run("stats", uri)["sharers"] == 2
     assert run("verify", uri)["problems"] == []
+    assert run("migrate", uri) == {"schema_version_before": 2, "now": 2}
     assert run("tag", uri, "first", "--version", "2") == {"tag": "first", "version": 2}
     assert run("diff", uri, "first", "3")["added"] == ["bob"]
     assert run("compact", uri)["sharers.lance"]["after"] == 1
@@ -93,6 +94,7 @@ def test_damage_is_exit_status_1(uri, run):
         (("withdraw", "POOL", "nobody"), "no sharer 'nobody'"),
         (("tag", "POOL", "7"), "must be a word"),
         (("import", "POOL", "nowhere"), "no pool.json"),
+        (("migrate", "nowhere"), "nowhere: there is no pool here"),
         (("export", "POOL", "POOL"), "export to a new folder"),
     ],
 )
@@ -111,6 +113,7 @@ def test_help_needs_no_pool(capsys):
         "compact",
         "cleanup",
         "withdraw",
+        "migrate",
         "stale",
         "mend",
         "export",
