@@ -46,13 +46,15 @@ def test_who_withdraws_while_their_pack_trains_is_not_committed(pool, monkeypatc
     """The worker as it is, without a model: what it trains is made by the test."""
 
     class Worker(PoolWorker):
+        visits = 1
+
         def __init__(self):
             self.uri, self.paths = pool.uri, type("P", (), {"population": "nowhere"})
             self.prompter = type("Q", (), {"history": lambda self, user: [Encoded([1], [2])]})()
 
         def train(self, users, data):
             withdraw(pool, "dan", ahead=True)
-            return [small.make_adapter(user.id, pool.spec) for user in users], 1
+            return [small.make_adapter(user.id, pool.spec) for user in users], {}
 
         def pool(self, adapters):
             return Pool.open(self.uri)

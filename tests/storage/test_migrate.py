@@ -44,7 +44,9 @@ def old(pool):
 
 
 def test_an_older_pool_names_the_command_and_is_migrated(old, adapter, tools):
-    with pytest.raises(MismatchError, match=r"version 1, .* needs 2; run python -m jobs.pool migrate") as told:
+    with pytest.raises(
+        MismatchError, match=r"version 1, .* needs 2; run python -m jobs.pool migrate"
+    ) as told:
         Pool.open(old.uri)
     assert old.uri in str(told.value) and "\n" not in str(told.value)
     assert migrate(old.uri) == (1, SCHEMA_VERSION)
