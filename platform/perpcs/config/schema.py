@@ -35,10 +35,15 @@ def _in(part: object, low: float, high: float, *keys: str) -> Problems:
 class SyntheticConfig:
     """A made-up population whose preferences are known (docs/method.md, 'The synthetic population')."""
 
+    structure: Literal["archetypes", "continuous", "distinct"] = "archetypes"
+    """How users resemble each other. archetypes: groups of like-minded users; continuous: preferences from a few
+    common factors, without groups; distinct: everybody has preferences of their own, nobody resembles anybody."""
     archetypes: int = 6
     """Groups of like-minded users."""
+    factors: int = 3
+    """Common factors of continuous preferences."""
     spread: float = 0.15
-    """How far a user's preferences lie from the archetype's, in units of the archetypes' own; 0: clones."""
+    """How far a user's preferences lie from what the archetype or the factors give, in units of these; 0: clones."""
     noise: float = 0.02
     """Probability that a user labels an item at random among the labels that apply."""
     base_users: int = 200
@@ -46,15 +51,19 @@ class SyntheticConfig:
     targets: int = 16
     history: int = 60
     """History items per user."""
+    history_least: int = 0
+    """Above 0: users differ in activity, with history_least to `history` items, even on a logarithmic scale."""
     queries: int = 25
     """Questions per target user."""
 
     def check(self) -> Problems:
         """Impossible values."""
         yield from _at_least(
-            self, 1, "archetypes", "base_users", "candidates", "targets", "history", "queries"
+            self, 1, "archetypes", "factors", "base_users", "candidates", "targets", "history", "queries"
         )
-        yield from _at_least(self, 0, "spread")
+        yield from _at_least(self, 0, "spread", "history_least")
+        if self.history_least > self.history:
+            yield "history_least", f"must be at most population.synthetic.history ({self.history})"
         yield from _in(self, 0, 1, "noise")
 
 
@@ -70,11 +79,16 @@ class SplitConfig:
     """Keep at most this many newest history items per user; 0 keeps all."""
     min_history: int = 1
     """Users with fewer history items are left out, with a count in the log."""
+    target_history: int = 0
+    """Cold start: target users keep at most this many newest history items, others theirs; 0 keeps all."""
+    irrelevant: float = 0.0
+    """Behaviour shift: fraction of each target user's history whose items are replaced by those of another target."""
 
     def check(self) -> Problems:
         """Impossible values."""
         yield from _in(self, 0.01, 0.99, "base")
-        yield from _at_least(self, 0, "targets", "max_history")
+        yield from _in(self, 0, 1, "irrelevant")
+        yield from _at_least(self, 0, "targets", "max_history", "target_history")
         yield from _at_least(self, 1, "min_history")
 
 
@@ -85,7 +99,7 @@ class PopulationConfig:
     source: Literal["synthetic", "lamp", "oppu"] = "synthetic"
     """synthetic; lamp: LaMP question and output files; oppu: the files of OPPU and Per-Pcs."""
     task: str = "LaMP-2M"
-    """LaMP-1, 2M, 2N, 3, 4, 5, 6 or 7. The synthetic population is movie tagging, LaMP-2M."""
+    """LaMP-1, 2M, 2N, 3, 4, 5, 6 or 7. The synthetic population has movie tags (LaMP-2M) or titles (LaMP-5)."""
     path: str = ""
     """lamp: folder with train_questions.json[.gz], train_outputs.json[.gz] and dev_…; oppu: folder with
     base.json, candidates.json and targets.json, each plain or gzip."""
@@ -96,8 +110,8 @@ class PopulationConfig:
         """Impossible values."""
         if self.source != "synthetic" and not self.path:
             yield "path", f"is needed when population.source is {self.source}: the folder with the files"
-        if self.source == "synthetic" and self.task != "LaMP-2M":
-            yield "task", "must be LaMP-2M for the synthetic population"
+        if self.source == "synthetic" and self.task not in ("LaMP-2M", "LaMP-5"):
+            yield "task", "must be LaMP-2M or LaMP-5 for the synthetic population"
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,9 @@ class PromptConfig:
     """Tokens of a label, and the most that are generated."""
     instruction: Literal["short", "full"] = "short"
     """full: the published LaMP wording. short: only the variable part, with a few words that name it."""
+    profile: bool = False
+    """Every prompt, in training too, begins with the statistics profile (the PAG row's), so that what a projection
+    sees, and with it the gate key, can depend on the user."""
     profile_labels: int = 3
     """How many of the user's most frequent labels the statistics profile names (PAG)."""
 

@@ -131,7 +131,7 @@ class Prompter:
         """The pieces in words, for reports and serving. `visible`: what may be shown, oldest first."""
         near = retrieve(self.task, variable, visible, context.retrieve)
         return PromptText(
-            profile=self._profile_line(visible) if context.profile else "",
+            profile=self._profile_line(visible) if context.profile or self.cfg.profile else "",
             history=tuple(self.task.history_parts(item) for item in near),
             question=self.task.prompt(variable, self.cfg.instruction, past=past),
         )

@@ -29,7 +29,7 @@ def load_population(cfg: PopulationConfig, *, seed: int) -> Population:
     """
     task = get_task(cfg.task)
     if cfg.source == "synthetic":
-        raw = synthetic_population(cfg.synthetic, seed=seed)
+        raw = synthetic_population(cfg.synthetic, seed=seed, task=task.name)
         base, candidates, targets = (_limit(raw.split(name), cfg.split, name) for name in SPLITS)
     elif cfg.source == "oppu":
         files = [read_oppu(find_json(Path(cfg.path), name), task=task) for name in SPLITS]
@@ -38,7 +38,11 @@ def load_population(cfg: PopulationConfig, *, seed: int) -> Population:
         targets = _limit(read_lamp(cfg.path, split="dev", task=task), cfg.split, "dev users")
         train = _without(read_lamp(cfg.path, split="train", task=task), targets, cfg.path)
         base, candidates = split_train(_limit(train, cfg.split, "train users"), cfg.split.base, seed=seed)
-    population = Population(task.name, base, candidates, _busiest(targets, cfg.split.targets))
+    targets = tuple(
+        keep_newest(user, cfg.split.target_history) for user in _busiest(targets, cfg.split.targets)
+    )
+    targets = shifted(targets, cfg.split.irrelevant, seed=seed)
+    population = Population(task.name, base, candidates, targets)
     validate(population)
     log.info("%s: %s", task.name, ", ".join(f"{len(population.split(n))} {n}" for n in SPLITS))
     return population
@@ -93,6 +97,27 @@ def keep_newest(user: User, count: int) -> User:
         return user
     queries = (replace(q, visible=None if q.visible is None else q.visible - start) for q in user.queries)
     return replace(user, history=user.history[start:], queries=tuple(queries))
+
+
+def shifted(users: Sequence[User], fraction: float, *, seed: int) -> tuple[User, ...]:
+    """Users in whose history that fraction of items, drawn at random, is another user's (behaviour shift).
+
+    Everybody's items come from one other user, in a seeded random cycle. Ids stay the user's, so no item is there twice.
+    """
+    if not fraction:
+        return tuple(users)
+    order = rng(seed, "shift", "cycle").permutation(len(users)).tolist()
+    giver = {order[i]: users[order[(i + 1) % len(order)]] for i in range(len(order))}
+    return tuple(_mixed(user, giver[i], fraction, seed=seed) for i, user in enumerate(users))
+
+
+def _mixed(user: User, other: User, fraction: float, *, seed: int) -> User:
+    draw = rng(seed, "shift", user.id)
+    places = draw.permutation(len(user.history))[: round(fraction * len(user.history))].tolist()
+    history = list(user.history)
+    for place, source in zip(places, draw.integers(len(other.history), size=len(places)), strict=True):
+        history[place] = replace(history[place], fields=other.history[source].fields)
+    return replace(user, history=tuple(history))
 
 
 def _limit(users: Sequence[User], cfg: SplitConfig, name: str) -> tuple[User, ...]:

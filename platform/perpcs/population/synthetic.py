@@ -1,8 +1,8 @@
-"""A made-up movie-tagging population (LaMP-2M) whose users' preferences, and so their likeness, are known.
+"""A made-up population about movies (LaMP-2M, LaMP-5) whose users' preferences, and so their likeness, are known.
 
-A movie carries 2 to 4 of the 15 tags; its description has cue words of each of them among neutral ones. A
-user has a score per tag, drawn around one of a few archetypes, and labels a movie with the carried tag that
-scores highest. Every user has generators of their own, so more users, items or queries leave the others be.
+A user has a score per tag and labels a movie with the carried tag that scores highest. Scores are drawn around a
+few archetypes, from a few continuous factors, or for each user alone (`structure`). Every user has generators of
+their own, so more users, items or queries leave the others be.
 """
 
 from __future__ import annotations
@@ -14,53 +14,30 @@ import numpy as np
 
 from perpcs.config.schema import SyntheticConfig
 from perpcs.errors import DataError
-from perpcs.population.tasks import MOVIE_TAGS, get_task
+from perpcs.population.movies import carried_tags, description, title
+from perpcs.population.tasks import MOVIE_TAGS, Task, get_task
 from perpcs.records import Item, Population, Query, User
 from perpcs.seeds import rng
 
-CUES = {
-    "sci-fi": "spaceship android galaxy laser alien wormhole cyborg",
-    "based on a book": "novel chapter author manuscript bestseller pages adaptation",
-    "comedy": "prank clumsy hilarious slapstick goofy wedding giggle",
-    "action": "chase explosion helicopter mercenary rooftop stunt ambush",
-    "twist ending": "secret revelation unmasked impostor amnesia double unexpected",
-    "dystopia": "regime rationing wasteland curfew propaganda citizens quarantine",
-    "dark comedy": "funeral absurd morbid ironic coffin undertaker deadpan",
-    "classic": "monochrome vintage golden orchestra timeless studio silver",
-    "psychology": "therapist obsession memory delusion asylum paranoia dream",
-    "fantasy": "dragon wizard kingdom sword enchanted elf prophecy",
-    "romance": "kiss lovers valentine sweetheart letters honeymoon longing",
-    "thought-provoking": "meaning philosopher dilemma existence question faith mortality",
-    "social commentary": "poverty strike privilege protest factory injustice suburb",
-    "violence": "blood gang brutal shootout revenge knife massacre",
-    "true story": "biography historic archive witness survivor documented decade",
-}
-_NEUTRAL = """
-a the one two young old small long last first night day city road house river summer winter train garden
-brother sister friend stranger teacher doctor neighbour finds leaves meets waits returns travels lives works
-near behind after before during alone together again slowly
-"""
-FILLER = tuple(_NEUTRAL.split())
-
-_VOCABULARY = tuple(tuple(CUES[tag].split()) for tag in MOVIE_TAGS)
 _TRUTH_MOVIES = 4096
 _PREFIX = {"base": "base", "candidates": "candidate", "targets": "target"}
 
+Fresh = dict[str, tuple[Item, ...]]
+"""User id -> items."""
 
-def synthetic_population(cfg: SyntheticConfig, *, seed: int) -> Population:
-    """Base users, candidates and targets, archetypes dealt out in turn; only targets have queries."""
-    archetypes = [
-        rng(seed, "synthetic", "archetype", i).normal(size=len(MOVIE_TAGS)) for i in range(cfg.archetypes)
-    ]
+
+def synthetic_population(cfg: SyntheticConfig, *, seed: int, task: str = "LaMP-2M") -> Population:
+    """Base users, candidates and targets, archetypes dealt out in turn; only targets have queries.
+
+    task: LaMP-2M, where outputs are tags, or LaMP-5, where they are titles of several words.
+    """
+    world = _World(cfg, get_task(task), seed)
     counts = {"base": cfg.base_users, "candidates": cfg.candidates, "targets": cfg.targets}
     splits = {
-        split: tuple(
-            _user(f"{_PREFIX[split]}-{i:03d}", archetypes[i % cfg.archetypes], cfg, seed=seed)
-            for i in range(count)
-        )
+        split: tuple(world.user(f"{_PREFIX[split]}-{i:03d}", i) for i in range(count))
         for split, count in counts.items()
     }
-    return Population(task="LaMP-2M", **splits)
+    return Population(task=task, **splits)
 
 
 def archetype_of(user: User, cfg: SyntheticConfig) -> int:
@@ -68,50 +45,79 @@ def archetype_of(user: User, cfg: SyntheticConfig) -> int:
     return int(user.id.rsplit("-", 1)[1]) % cfg.archetypes
 
 
-def _user(user_id: str, archetype: np.ndarray, cfg: SyntheticConfig, *, seed: int) -> User:
-    taste = rng(seed, "synthetic", "taste", user_id)
-    preferences = archetype + cfg.spread * taste.normal(size=len(MOVIE_TAGS))
-    past = rng(seed, "synthetic", "history", user_id)
-    history = tuple(
-        Item(f"{user_id}/{i:03d}", (("description", text), ("tag", tag)))
-        for i, (text, tag) in enumerate(_labelled(preferences, cfg, past) for _ in range(cfg.history))
-    )
-    queries: tuple[Query, ...] = ()
-    if user_id.startswith("target"):
-        task, asked = get_task("LaMP-2M"), rng(seed, "synthetic", "queries", user_id)
-        queries = tuple(
-            Query(f"{user_id}/q{i:03d}", task.prompt(text, "full"), tag)
-            for i, (text, tag) in enumerate(_labelled(preferences, cfg, asked) for _ in range(cfg.queries))
+class _World:
+    """What all users of one population have in common."""
+
+    def __init__(self, cfg: SyntheticConfig, task: Task, seed: int) -> None:
+        self.cfg, self.task, self.seed = cfg, task, seed
+        self.archetypes = [
+            rng(seed, "synthetic", "archetype", i).normal(size=len(MOVIE_TAGS)) for i in range(cfg.archetypes)
+        ]
+        loadings = rng(seed, "synthetic", "factors").normal(size=(cfg.factors, len(MOVIE_TAGS)))
+        self.loadings = loadings / cfg.factors**0.5
+
+    def user(self, user_id: str, index: int) -> User:
+        """One user, from generators of its own."""
+        taste = self._taste(user_id, index)
+        history = tuple(
+            self._item(f"{user_id}/{i:03d}", *shown)
+            for i, shown in enumerate(self._labelled(user_id, "history", taste, self._length(user_id)))
         )
-    return User(user_id, history, queries, tuple(preferences.tolist()))
+        queries: tuple[Query, ...] = ()
+        if user_id.startswith("target"):
+            queries = tuple(
+                Query(f"{user_id}/q{i:03d}", self.task.prompt(text, "full"), output)
+                for i, (text, output) in enumerate(
+                    self._labelled(user_id, "queries", taste, self.cfg.queries)
+                )
+            )
+        return User(user_id, history, queries, tuple(taste.tolist()))
+
+    def fresh(self, user_id: str, taste: Sequence[float], count: int) -> tuple[Item, ...]:
+        """Further items of a user that are not in the history."""
+        shown = self._labelled(user_id, "fresh", np.asarray(taste), count)
+        return tuple(self._item(f"{user_id}/f{i:03d}", *pair) for i, pair in enumerate(shown))
+
+    def _taste(self, user_id: str, index: int) -> np.ndarray:
+        draw, tags = rng(self.seed, "synthetic", "taste", user_id), len(MOVIE_TAGS)
+        if self.cfg.structure == "archetypes":
+            return self.archetypes[index % self.cfg.archetypes] + self.cfg.spread * draw.normal(size=tags)
+        if self.cfg.structure == "continuous":
+            place = draw.normal(size=self.cfg.factors)
+            return place @ self.loadings + self.cfg.spread * draw.normal(size=tags)
+        return draw.normal(size=tags)
+
+    def _length(self, user_id: str) -> int:
+        """History items: `history`, or drawn evenly on a logarithmic scale from `history_least` on."""
+        least, most = self.cfg.history_least, self.cfg.history
+        if not least:
+            return most
+        drawn = least * (most / least) ** rng(self.seed, "synthetic", "length", user_id).random()
+        return round(drawn)
+
+    def _labelled(self, user_id: str, what: str, taste: np.ndarray, count: int) -> list[tuple[str, str]]:
+        generator = rng(self.seed, "synthetic", what, user_id)
+        return [self._movie(taste, generator) for _ in range(count)]
+
+    def _movie(self, taste: np.ndarray, generator: np.random.Generator) -> tuple[str, str]:
+        """(description, output). Noise is drawn whether it is used or not, so that its knob changes outputs only."""
+        tags = carried_tags(generator)
+        text = description(tags, generator)
+        slip, other = generator.random(), int(generator.integers(len(tags)))
+        liked = sorted(tags, key=lambda tag: -taste[tag])
+        if slip < self.cfg.noise:
+            liked = [tags[other], *(tag for tag in liked if tag != tags[other])]
+        return text, MOVIE_TAGS[liked[0]] if self.task.labels else title(liked, taste)
+
+    def _item(self, item_id: str, text: str, output: str) -> Item:
+        given = {self.task.source: text, self.task.target: output}
+        return Item(item_id, tuple((name, given[name]) for name in self.task.fields))
 
 
-def _labelled(
-    preferences: np.ndarray, cfg: SyntheticConfig, generator: np.random.Generator
-) -> tuple[str, str]:
-    """(description, tag). Noise is drawn whether it is used or not, so that its knob changes labels only."""
-    tags = _carried(generator)
-    text = _description(tags, generator)
-    slip, other = generator.random(), int(generator.integers(len(tags)))
-    best = tags[other] if slip < cfg.noise else max(tags, key=lambda tag: preferences[tag])
-    return text, MOVIE_TAGS[best]
-
-
-def _carried(generator: np.random.Generator) -> list[int]:
-    count = int(generator.integers(2, 5))
-    return generator.choice(len(MOVIE_TAGS), size=count, replace=False).tolist()
-
-
-def _description(tags: Sequence[int], generator: np.random.Generator) -> str:
-    """8 to 16 words: one or two cue words of each tag, the rest neutral, shuffled."""
-    words: list[str] = []
-    for tag in tags:
-        words += generator.choice(
-            _VOCABULARY[tag], size=int(generator.integers(1, 3)), replace=False
-        ).tolist()
-    length = max(int(generator.integers(8, 17)), len(words))
-    words += generator.choice(FILLER, size=length - len(words)).tolist()
-    return " ".join(generator.permutation(words).tolist())
+def fresh_items(users: Sequence[User], cfg: SyntheticConfig, *, seed: int, task: str, count: int) -> Fresh:
+    """Per synthetic user, items of the same taste that nobody was trained on; for audits."""
+    world = _World(cfg, get_task(task), seed)
+    return {user.id: world.fresh(user.id, user.preferences, count) for user in users}
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +126,7 @@ def _truth_movies() -> np.ndarray:
     generator = rng(0, "synthetic", "truth")
     carried = np.zeros((_TRUTH_MOVIES, len(MOVIE_TAGS)), bool)
     for row in carried:
-        row[_carried(generator)] = True
+        row[carried_tags(generator)] = True
     return carried
 
 

@@ -6,9 +6,8 @@ import pytest
 
 from perpcs.config.schema import SyntheticConfig
 from perpcs.errors import DataError
+from perpcs.population.movies import CUES, FILLER
 from perpcs.population.synthetic import (
-    CUES,
-    FILLER,
     archetype_of,
     similarity,
     similarity_matrix,
