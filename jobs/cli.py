@@ -39,11 +39,20 @@ def stage_main(
     description: the stage's docstring. listings: further flags that print something and end, by name, as
     `--keys` does. argv: arguments instead of the process's own.
     """
+
+    def work() -> None:
+        arguments = _parser(description, listings or {}).parse_args(argv)
+        stage(load_config(arguments.config, arguments.overrides))
+
+    return guarded(work)
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Do a program's work; returns its exit status (see the module)."""
     configure_logging()
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        arguments = _parser(description, listings or {}).parse_args(argv)
-        stage(load_config(arguments.config, arguments.overrides))
+        work()
     except PerpcsError as error:
         return _say(_one_line(error), MISTAKE)
     except _Terminated:
@@ -68,7 +77,9 @@ def _on_sigterm(signum: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
     def error(self, message: str) -> NoReturn:
         """One line instead of the usage."""
         if message.startswith("the following arguments are required"):
@@ -77,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(description: str, listings: Mapping[str, Listing]) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=_program(),
         description=inspect.cleandoc(description),
         formatter_class=argparse.RawDescriptionHelpFormatter,

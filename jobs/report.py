@@ -1,4 +1,11 @@
-"""Stage 9: the table on the terminal and report.html, from results.json."""
+"""Stage 9: the table on the terminal and report.html, from results.json; or finished experiments side by side.
+
+python -m jobs.report CONFIG [key=value …]        the report of one experiment
+python -m jobs.report RUN RUN … [--out FOLDER]    compare experiment folders (or results.json files): compare.md and
+                                                  compare.html in FOLDER, by default runs/compare
+
+Runs that differ in the seed alone are seeds of one experiment. Experiments are paired on the users they share.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jobs.cli import stage_main
+from jobs.cli import guarded, stage_main
+from jobs.compare import compare_runs, is_run, parse_runs
 from jobs.experiment import Info, Stage
 from perpcs.config import ExperimentConfig
 from perpcs.evaluation.results import read_results
@@ -34,5 +42,12 @@ def main(cfg: ExperimentConfig) -> None:
     console.print(f"results  {paths.results}\nreport   {paths.report}", highlight=False, soft_wrap=True)
 
 
+def run_program(argv: list[str]) -> int:
+    """The exit status of the program; runs instead of a config file are compared."""
+    if any(is_run(argument) for argument in argv):
+        return guarded(lambda: compare_runs(*parse_runs(argv)))
+    return stage_main(main, description=__doc__, argv=argv)
+
+
 if __name__ == "__main__":
-    sys.exit(stage_main(main, description=__doc__))
+    sys.exit(run_program(sys.argv[1:]))

@@ -8,15 +8,14 @@ none they are compared as independent samples, and the result says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from perpcs.errors import DataError
 from perpcs.evaluation.comparisons import LEVEL
+from perpcs.evaluation.contrasts import Contrast, apart, contrasts, same_users, sample_of
 from perpcs.evaluation.metrics import Finish, metric
 from perpcs.evaluation.results import Results
-from perpcs.evaluation.statistics import Sample, bootstrap, interval, mean_value, permutation_p
+from perpcs.evaluation.statistics import Sample, bootstrap, holm, interval, mean_value, permutation_p
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,13 @@ class Difference:
     """None where users could not be paired."""
     users: int
     """Users that were paired, over all seeds; 0 when none."""
-    real: bool
-    """The interval lies on one side of 0, and where users are paired the permutation test agrees."""
+    p_adjusted: float | None = None
+    """Holm's correction over the methods of the same experiment and metric."""
+
+    @property
+    def real(self) -> bool:
+        """The interval lies on one side of 0, and where users are paired the corrected p-value agrees."""
+        return apart(self.low, self.high) and (self.p_adjusted is None or self.p_adjusted <= LEVEL)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class SideBySide:
     titles: dict[str, str]
     cells: tuple[Cell, ...]
     differences: tuple[Difference, ...]
+    contrasts: tuple[Contrast, ...]
+    """Methods against each other within each experiment."""
     notes: tuple[str, ...]
 
     def cell(self, group: str, method: str, name: str) -> Cell | None:
@@ -103,14 +109,15 @@ def compare(results: Sequence[Results], *, resamples: int = 2000) -> SideBySide:
                     f"{group.name} is {group.task}, another task than {groups[0].name}: not compared"
                 )
             continue
-        found = _differences(group, first, resamples)
+        found = _corrected(_differences(group, first, resamples))
         differences += found
         if found and not any(d.users for d in found):
             notes.append(
                 f"{group.name} and {first.name} share no users: unpaired, so only large differences show"
             )
     titles = {row.method: row.title for run in results for row in run.rows}
-    return SideBySide(groups, titles, cells, tuple(differences), tuple(notes))
+    within = tuple(c for group in groups for c in contrasts(group.name, group.runs, resamples=resamples))
+    return SideBySide(groups, titles, cells, tuple(differences), within, (*notes, *_warned(groups)))
 
 
 def _groups(results: Sequence[Results]) -> tuple[Group, ...]:
@@ -135,9 +142,10 @@ def _groups(results: Sequence[Results]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _sample(run: Results, method: str, name: str) -> Sample | None:
-    found = next((s for s in run.user_sums if (s.method, s.metric) == (method, name)), None)
-    return None if found is None else Sample(found.user_ids, np.array(found.queries), np.array(found.sums))
+def _warned(groups: Sequence[Group]) -> list[str]:
+    """What the runs themselves warn of, each once, with the experiment's name."""
+    said = [f"{group.name}: {line}" for group in groups for run in group.runs for line in run.warnings]
+    return list(dict.fromkeys(said))
 
 
 def _pairs(group: Group) -> list[tuple[str, str]]:
@@ -161,16 +169,11 @@ def _cells(group: Group, resamples: int) -> list[Cell]:
 def _seeds_interval(
     group: Group, method: str, name: str, resamples: int
 ) -> tuple[float | None, float | None]:
-    samples = [s for run in group.runs if (s := _sample(run, method, name)) is not None]
+    samples = [s for run in group.runs if (s := sample_of(run, method, name)) is not None]
     if len(samples) < len(group.runs):
         return None, None
-    draws = bootstrap(samples, metric(name).finish, resamples=resamples, same_users=_same_users(group.runs))
+    draws = bootstrap(samples, metric(name).finish, resamples=resamples, same_users=same_users(group.runs))
     return interval(draws, min(len(sample.user_ids) for sample in samples))
-
-
-def _same_users(runs: Sequence[Results]) -> bool:
-    """Whether all runs have the same people with the same queries, so that one draw of users serves all."""
-    return bool(runs[0].user_digests) and all(run.user_digests == runs[0].user_digests for run in runs)
 
 
 def _differences(group: Group, first: Group, resamples: int) -> list[Difference]:
@@ -182,21 +185,21 @@ def _difference(group: Group, first: Group, method: str, name: str, resamples: i
     finish = metric(name).finish
     matched = _matched(group, first, method, name)
     if matched:
-        same = len({pair[0].user_ids for pair in matched}) == 1 and _same_users((*group.runs, *first.runs))
+        same = len({pair[0].user_ids for pair in matched}) == 1 and same_users((*group.runs, *first.runs))
         return _paired(
             (group.name, first.name, method, name), matched, finish, resamples=resamples, same_users=same
         )
-    one, two = ([s for run in g.runs if (s := _sample(run, method, name))] for g in (group, first))
+    one, two = ([s for run in g.runs if (s := sample_of(run, method, name))] for g in (group, first))
     if len(one) < len(group.runs) or len(two) < len(first.runs):
         rows = [[run.row(method, name) for run in g.runs] for g in (group, first)]
         value, other = (sum(row.value for row in part if row) / len(part) for part in rows)
-        return Difference(group.name, first.name, method, name, value - other, None, None, None, 0, False)
-    draws = bootstrap(one, finish, resamples=resamples, seed=0, same_users=_same_users(group.runs))
-    draws = draws - bootstrap(two, finish, resamples=resamples, seed=1, same_users=_same_users(first.runs))
+        return Difference(group.name, first.name, method, name, value - other, None, None, None, 0)
+    draws = bootstrap(one, finish, resamples=resamples, seed=0, same_users=same_users(group.runs))
+    draws = draws - bootstrap(two, finish, resamples=resamples, seed=1, same_users=same_users(first.runs))
     users = min(len(sample.user_ids) for sample in (*one, *two))
     low, high = interval(draws, users)
     gap = mean_value(one, finish) - mean_value(two, finish)
-    return Difference(group.name, first.name, method, name, gap, low, high, None, 0, _apart(low, high))
+    return Difference(group.name, first.name, method, name, gap, low, high, None, 0)
 
 
 def _paired(
@@ -214,11 +217,18 @@ def _paired(
     p = permutation_p(matched, finish, same_users=same_users)
     users = len(one[0].user_ids) if same_users else sum(len(a.user_ids) for a in one)
     gap = mean_value(one, finish) - mean_value(two, finish)
-    return Difference(*names, gap, low, high, p, users, _apart(low, high) and p <= LEVEL)
+    return Difference(*names, gap, low, high, p, users)
 
 
-def _apart(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and (low > 0 or high < 0)
+def _corrected(found: Sequence[Difference]) -> list[Difference]:
+    """With Holm's correction among the paired differences under each metric."""
+    out = list(found)
+    for name in dict.fromkeys(d.metric for d in found):
+        places = [i for i, d in enumerate(found) if d.metric == name and d.p_value is not None]
+        adjusted = holm([d.p_value for i in places if (d := found[i]).p_value is not None])
+        for i, p in zip(places, adjusted, strict=True):
+            out[i] = replace(found[i], p_adjusted=p)
+    return out
 
 
 def _matched(group: Group, first: Group, method: str, name: str) -> list[tuple[Sample, Sample]]:
@@ -227,7 +237,7 @@ def _matched(group: Group, first: Group, method: str, name: str) -> list[tuple[S
         return []
     matched = []
     for one, two in zip(group.runs, first.runs, strict=True):
-        a, b = _sample(one, method, name), _sample(two, method, name)
+        a, b = sample_of(one, method, name), sample_of(two, method, name)
         # Sums of macro-F1 are per label, so swapping users needs the same labels in the same places.
         if a is None or b is None or (name == "macro_f1" and one.labels != two.labels):
             return []

@@ -5,19 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perpcs.evaluation.across import Difference, SideBySide
+from perpcs.evaluation.across import SideBySide
+from perpcs.evaluation.comparisons import OTHER, OWN
+from perpcs.evaluation.contrasts import Contrast, judged
 from perpcs.evaluation.metrics import metric
+from perpcs.report.compare_plot import comparison_plots
 from perpcs.report.html import environment, write_page
 from perpcs.report.tables import markdown
-from perpcs.report.wording import UNDEFINED, number, signed, span
+from perpcs.report.wording import UNDEFINED, number, p_value, signed, span
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 LEGEND = (
     "* real: the 95 % interval of the difference to the first experiment of the task leaves out 0, "
-    "and the permutation test agrees where users are paired"
+    "and the permutation test agrees where users are paired (Holm's correction over the methods)"
 )
+WITHIN = (
+    "Experiment",
+    "Method",
+    "minus",
+    "Metric",
+    "difference",
+    "95 % interval",
+    "p (Holm)",
+    "users",
+    "verdict",
+)
+PERSONAL = (OWN, OTHER)
+"""The headline: an adapter of one's own against another user's asks whether anything is personal at all."""
 
 
 def lines(side: SideBySide) -> list[tuple[str, str]]:
@@ -49,18 +65,27 @@ def _cell(side: SideBySide, group: str, method: str, name: str) -> str:
     return text + (f" {signed(difference.difference)}{'*' if difference.real else ''}" if difference else "")
 
 
-def judged(difference: Difference) -> str:
-    """A difference in words."""
-    if not difference.real:
-        return "not shown"
-    better = difference.difference * metric(difference.metric).sign > 0
-    return "better" if better else "worse"
+def within(side: SideBySide) -> list[list[str]]:
+    """Text of the differences between methods under each task's first metric, own minus other first."""
+    heads = {group.name: group.runs[0].metrics[:1] for group in side.groups}
+    shown = [c for c in side.contrasts if c.metric in heads[c.group]]
+    shown.sort(key=lambda c: (c.method, c.versus) != PERSONAL)
+    return [_within(side, c) for c in shown]
+
+
+def _within(side: SideBySide, c: Contrast) -> list[str]:
+    names = [side.titles.get(name, name) for name in (c.method, c.versus)]
+    found = [signed(c.difference), span(c.low, c.high, sign=True), p_value(c.p_adjusted)]
+    return [c.group, *names, metric(c.metric).title, *found, str(c.users), c.verdict]
 
 
 def comparison_markdown(side: SideBySide) -> str:
     """The side-by-side table in Markdown with its legend and notes."""
     table = markdown(header(side), cells(side))
-    return "\n".join([table, LEGEND, *(f"- {note}" for note in side.notes)]) + "\n"
+    parts = [table, f"{LEGEND}\n", *(f"- {note}" for note in side.notes)]
+    if side.contrasts:
+        parts += ["\n## Which methods differ\n", markdown(list(WITHIN), within(side))]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def comparison_table(side: SideBySide) -> Table:
@@ -80,7 +105,21 @@ def write_comparison(side: SideBySide, path: str | Path) -> Path:
     """Writes one self-contained HTML file with the table and every difference, and returns its path."""
     template = environment().get_template("compare.html.j2")
     rows = [
-        {"d": d, "title": side.titles.get(d.method, d.method), "word": judged(d)} for d in side.differences
+        {
+            "d": d,
+            "title": side.titles.get(d.method, d.method),
+            "word": judged(d.difference, d.metric, real=d.real),
+        }
+        for d in side.differences
     ]
-    text = template.render(side=side, header=header(side), cells=cells(side), rows=rows, legend=LEGEND)
+    text = template.render(
+        side=side,
+        header=header(side),
+        cells=cells(side),
+        rows=rows,
+        legend=LEGEND,
+        within_header=WITHIN,
+        within=within(side),
+        pictures=comparison_plots(side),
+    )
     return write_page(text, path)

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from perpcs.errors import DataError
 from perpcs.evaluation.across import compare
-from perpcs.report.compare import comparison_markdown, comparison_table, judged, write_comparison
+from perpcs.evaluation.contrasts import judged
+from perpcs.report.compare import comparison_markdown, comparison_table, within, write_comparison
 
 
 def other(run, *, name="second", digest="beef", **more):
@@ -26,7 +27,8 @@ def test_a_real_change_of_the_same_users_is_found(results, make):
     found = compare([results, worse], resamples=300).difference("second", "oppu", "accuracy")
     assert found.users == 16
     assert found.real
-    assert judged(found) == "worse"
+    assert judged(found.difference, found.metric, real=found.real) == "worse"
+    assert found.p_adjusted >= found.p_value
     assert found.p_value < 0.01
     expected = worse.row("oppu", "accuracy").value - results.row("oppu", "accuracy").value
     assert found.difference == pytest.approx(expected, abs=1e-5)
@@ -80,11 +82,46 @@ def test_table_markdown_and_page(results, make, tmp_path):
     side = compare([results, other(make(shift=-0.3), name="<script>|x")], resamples=300)
     text = write_comparison(side, tmp_path / "compare.html").read_text("utf-8")
     assert "<script" not in text
-    assert "http" not in text
+    assert "http" not in text.replace("http://www.w3.org/", "")
     assert "worse" in text
-    lines = [line for line in comparison_markdown(side).splitlines() if line.startswith("|")]
+    written = comparison_markdown(side)
+    lines = [line for line in written.split("## Which")[0].splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(results.rows)
+    assert text.count('aria-label="quickstart: ') == 1
     assert r"&lt;script&gt;\|x" in lines[0]
     stream = io.StringIO()
     Console(file=stream, width=160).print(comparison_table(side))
     assert "quickstart: LaMP-2M" in stream.getvalue()
+
+
+def test_methods_are_compared_over_all_seeds_own_minus_other_first(make):
+    side = compare([make(seed=seed) for seed in (0, 1, 2)], resamples=300)
+    found = next(c for c in side.contrasts if (c.method, c.versus) == ("oppu", "other_oppu"))
+    assert found.users == 16  # the same people with the same queries under every seed
+    assert found.real and found.verdict == "better"
+    runs = side.groups[0].runs
+    gaps = [run.comparison("oppu", "other_oppu", "accuracy").difference for run in runs]
+    assert found.difference == pytest.approx(sum(gaps) / 3, abs=1e-5)
+    single = [run.comparison("oppu", "other_oppu", "accuracy") for run in runs]
+    assert found.high - found.low < min(c.high - c.low for c in single)
+    assert within(side)[0][1:3] == ["OPPU (own LoRA)", "another user's LoRA"]
+
+
+def test_one_run_keeps_its_own_comparisons(results):
+    side = compare([results, other(results)], resamples=300)
+    mine = [c for c in side.contrasts if c.group == "quickstart"]
+    assert [(c.method, c.versus, c.p_adjusted) for c in mine] == [
+        (c.method, c.versus, c.p_adjusted) for c in results.comparisons
+    ]
+
+
+def test_the_correction_over_methods_takes_back_what_chance_gives(results, make):
+    """Nineteen methods without any difference: hardly ever is one called real."""
+    called = []
+    for seed in range(3):
+        again = other(make(seed=100 + seed))
+        again = replace(
+            again, user_digests=results.user_digests, experiment=replace(again.experiment, seed=0)
+        )
+        called += [d.real for d in compare([results, again], resamples=200).differences]
+    assert sum(called) <= 1
