@@ -32,6 +32,8 @@ SEARCHED = {
     "gradient_global": "gradient",
     "gradient_fitted": "gradient",
     "gradient_global_fitted": "gradient",
+    "reranked": "gradient",
+    "reranked_fitted": "gradient",
     "retrieval": "history",
 }
 """The key that a rule searches."""
@@ -117,12 +119,13 @@ def assembled_cost(
     part = float(pieces.shared.mean()) if isinstance(pieces, PartialPieces) else 1.0
     fit = cfg.assembly.fit
     again = round(fit.steps * fit.batch * tokens / items) if rule in FITTED and items else 0
+    judged = tokens * (1 + min(cfg.assembly.shortlist, len(pieces.ids))) if rule.startswith("reranked") else 0
     return Cost(
         trainable_parameters=round(mean(r.codes.size for r in recipes)) if rule in FITTED else 0,
         bytes_per_user=mean(r.nbytes for r in recipes),
         pool_bytes=round(whole * part),
         seconds_per_user=seconds,
-        forward_tokens=tokens + again,
+        forward_tokens=tokens + judged + again,
         backward_tokens=(tokens if key == "gradient" else 0) + again,
     )
 

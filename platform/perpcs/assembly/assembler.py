@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from perpcs.assembly.autoregressive import Rule
 from perpcs.assembly.fitted import fitted_picks
 from perpcs.assembly.pieces import Pieces
+from perpcs.assembly.rerank import candidate_losses, likelihood_weights, shortlist, weighted_picks
 from perpcs.assembly.rules import (
     Picks,
     gate_picks,
     gradient_picks,
+    history_queries,
     random_picks,
     retrieval_picks,
     uniform_picks,
@@ -23,7 +27,11 @@ from perpcs.population.prompts import Prompter
 from perpcs.records import User
 from perpcs.train.pack import UserData
 
-FITTED = {"gradient_fitted": "gradient", "gradient_global_fitted": "gradient_global"}
+FITTED = {
+    "gradient_fitted": "gradient",
+    "gradient_global_fitted": "gradient_global",
+    "reranked_fitted": "reranked",
+}
 """Rules that fit the weights of another rule's picks."""
 
 
@@ -51,12 +59,13 @@ class Assembler:
         if rule == "random":
             return random_picks([u.id for u in users], self.pieces, top_k=a.top_k, seed=self.seed)
         if rule == "retrieval":
-            encoder = make_encoder(self.encoder, self.base.model, self.prompter)
-            return retrieval_picks(encoder(users), self.pieces)
+            return retrieval_picks(self._history_keys(users), self.pieces)
         data = [self._data(user) for user in users]
         if rule in FITTED:
             start = self.picks(FITTED[rule], merge, users)
             return fitted_picks(self.base.model, data, start, self.pieces, a.fit, seed=self.seed)
+        if rule == "reranked":
+            return self._reranked(users, data)
         if rule in ("gradient", "gradient_global"):
             how = Rule(a.top_k, a.gradient_temperature, merge)
             return gradient_picks(
@@ -68,6 +77,19 @@ class Assembler:
         return gate_picks(
             self.base.model, data, self.pieces, how, batch_items=batch_items, items_per_pass=a.items_per_pass
         )
+
+    def _reranked(self, users: Sequence[User], data: Sequence[UserData]) -> list[Picks]:
+        a, model = self.config, self.base.model
+        queries = history_queries(model, data, self.pieces.spec, items_per_pass=a.items_per_pass)
+        near = shortlist(queries, self._history_keys(users), self.pieces, a.shortlist)
+        losses = candidate_losses(model, data, self.pieces, near, items_per_pass=a.items_per_pass)
+        weights = likelihood_weights(
+            np.stack([loss.mean(axis=1) for loss in losses]), temperature=a.likelihood_temperature
+        )
+        return weighted_picks(near, weights, self.pieces, top_k=a.top_k)
+
+    def _history_keys(self, users: Sequence[User]) -> np.ndarray:
+        return make_encoder(self.encoder, self.base.model, self.prompter)(users)
 
     def _data(self, user: User) -> UserData:
         examples = tuple(self.prompter.history(user, max_items=self.config.max_items))

@@ -122,16 +122,22 @@ def _local_picks(queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule) 
 
 
 def _global_picks(queries: Mapping[str, np.ndarray], pieces: Pieces, rule: Rule) -> list[Picks]:
-    projections = pieces.spec.projections
-    k = min(rule.top_k, len(usable(pieces)))
-    near_Uc = _nearest_sharers(queries, pieces, min(k + MARGIN, len(usable(pieces))))
-    total_Uc = sum(pieces.scores("gradient", p.name, queries[p.name], near_Uc) for p in projections)
-    scores_Uk, place_Uk = top_sharers(np.asarray(total_Uc) / len(projections), k)
-    chosen_Uk = np.take_along_axis(near_Uc, place_Uk, 1)
+    scores_Uk, chosen_Uk = best_sharers(queries, pieces, rule.top_k)
     there_UPk = shared_pieces(pieces).T[:, chosen_Uk].swapaxes(0, 1)
     ordinals_UPk = np.where(there_UPk, chosen_Uk[:, None], -1)
     codes_UPk = round_weights(softmax_weights(scores_Uk[:, None], ordinals_UPk, temperature=rule.temperature))
     return [(o, c, 1.0) for o, c in zip(ordinals_UPk, codes_UPk, strict=True)]
+
+
+def best_sharers(queries: Mapping[str, np.ndarray], pieces: Pieces, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(mean scores [U, k], ordinals [U, k]) of the sharers whose gradient keys fit best over all projections; fewer
+    where the pool has fewer."""
+    projections = pieces.spec.projections
+    k = min(k, len(usable(pieces)))
+    near_Uc = _nearest_sharers(queries, pieces, min(k + MARGIN, len(usable(pieces))))
+    total_Uc = sum(pieces.scores("gradient", p.name, queries[p.name], near_Uc) for p in projections)
+    scores_Uk, place_Uk = top_sharers(np.asarray(total_Uc) / len(projections), k)
+    return scores_Uk, np.take_along_axis(near_Uc, place_Uk, 1)
 
 
 def _nearest_sharers(queries: Mapping[str, np.ndarray], pieces: Pieces, c: int) -> np.ndarray:

@@ -306,6 +306,10 @@ class AssemblyConfig:
     """Assemble from this many of the pool's sharers, drawn by the seed, nested; 0: from all."""
     sharing_ratio: float = 1.0
     """Fraction of the pool's pieces that are shared (the papers' rho), drawn by the seed, nested."""
+    shortlist: int = 8
+    """Re-ranked rows: whole sharers, found by gradient and history keys, whose likelihood is looked at."""
+    likelihood_temperature: float = 0.1
+    """Re-ranked rows: softmax(-loss / T), in nats per label token; the papers' temperature has no part in it."""
     fit: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20, batch=12, lr=0.02, warmup=1, weight_decay=0.0, clip=1.0, pack=16
@@ -316,7 +320,7 @@ class AssemblyConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "top_k", "batch_items", "items_per_pass")
+        yield from _at_least(self, 1, "top_k", "batch_items", "items_per_pass", "shortlist")
         yield from _at_least(self, 0, "max_items", "sharers")
         yield from _above_zero(self, "temperature", "gradient_temperature", "sharing_ratio")
         yield from _in(self, 0, 1, "sharing_ratio")

@@ -91,6 +91,15 @@ _ROWS = (
         rule="gradient_global_fitted",
     ),
     Method(
+        "reranked", "re-ranked by likelihood", "ours", "recipe",
+        "a shortlist of whole sharers by gradient and history key, weighed by the history's likelihood under each and "
+        "under no adapter; top-k, exact weighted sum", rule="reranked",
+    ),
+    Method(
+        "reranked_fitted", "re-ranked, fitted weights", "ours", "recipe",
+        "as reranked, with the weights fitted per projection in a few steps", rule="reranked_fitted",
+    ),
+    Method(
         "other_oppu", "another user's LoRA", "control", "own", "the own LoRA of another target", of_another=True
     ),
     Method(

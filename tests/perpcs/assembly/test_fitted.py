@@ -10,12 +10,8 @@ from torch.nn import functional as F
 from perpcs.assembly.autoregressive import Rule
 from perpcs.assembly.fitted import fitted_picks
 from perpcs.assembly.likelihood import item_losses_of, mixture_of
-from perpcs.assembly.merge import adapter_from_recipe
-from perpcs.assembly.rules import gradient_picks, make_recipe
+from perpcs.assembly.rules import gradient_picks
 from perpcs.config.schema import TrainConfig
-from perpcs.lora.bank import AdapterBank
-from perpcs.lora.kernel import Slots
-from perpcs.lora.sources import BankSource
 from perpcs.population.batches import collate
 from perpcs.train.pack import UserData, train_weights
 
@@ -23,25 +19,9 @@ FIT = TrainConfig(steps=15, batch=4, lr=0.05, warmup=1, weight_decay=0.0, clip=1
 LOCAL = Rule(3, 0.1, "concat")
 
 
-def losses_with(model, pieces, user, adapter):
-    """[M] mean label losses of a user's items under an adapter, one item at a time through a bank of one slot."""
-    rank = max(a.shape[0] for a, _ in adapter.values())
-    bank = AdapterBank(model.projections, 1, rank=rank, scale=pieces.spec.alpha / pieces.spec.rank)
-    bank.load(0, adapter)
-    out = []
-    for example in user.examples:
-        batch = collate([example], pad_id=0)
-        with torch.no_grad():
-            logits = model.label_logits(batch, source=BankSource(bank, Slots(torch.tensor([0]))))
-        out.append(float(F.cross_entropy(logits[0], batch.labels[0, -batch.label_span :])))
-    return np.array(out)
-
-
-def adapter_of(picks, pieces):
-    return adapter_from_recipe(make_recipe("u", "m", picks, pieces, merge="concat"), pieces)
-
-
-def test_losses_under_many_weightings_are_those_of_the_adapters_made_by_hand(banked, pieces, targets):
+def test_losses_under_many_weightings_are_those_of_the_adapters_made_by_hand(
+    banked, pieces, targets, losses_with
+):
     picks = gradient_picks(banked, targets, pieces, LOCAL)
     ordinals = np.stack([o for o, _, _ in picks])
     codes = (
@@ -54,19 +34,8 @@ def test_losses_under_many_weightings_are_those_of_the_adapters_made_by_hand(ban
         for u, user in enumerate(targets):
             assert found[u].shape == (4, len(user.examples))
             for v in range(4):
-                adapter = adapter_of((ordinals[u], codes[u, v], 1.5), pieces)
-                expected = losses_with(banked, pieces, user, adapter) if v else plain_losses(banked, user)
+                expected = losses_with(user, (ordinals[u], codes[u, v], 1.5) if v else None)
                 np.testing.assert_allclose(found[u][v], expected, rtol=1e-4, atol=1e-4)
-
-
-def plain_losses(model, user):
-    out = []
-    for example in user.examples:
-        batch = collate([example], pad_id=0)
-        with torch.no_grad():
-            logits = model.label_logits(batch)
-        out.append(float(F.cross_entropy(logits[0], batch.labels[0, -batch.label_span :])))
-    return np.array(out)
 
 
 def test_one_step_of_the_fit_is_adamw_on_the_gradient_of_the_written_out_sum(
@@ -110,10 +79,10 @@ def fitted(banked, pieces, targets):
     return start, fitted_picks(banked, targets, start, pieces, FIT, seed=0)
 
 
-def test_fitting_lowers_the_loss_of_what_the_recipe_gives_back(banked, pieces, targets, fitted):
+def test_fitting_lowers_the_loss_of_what_the_recipe_gives_back(targets, fitted, losses_with):
     for user, before, after in zip(targets, *fitted, strict=True):
         assert (before[0] == after[0]).all(), "the pieces stay"
-        losses = [losses_with(banked, pieces, user, adapter_of(p, pieces)).mean() for p in (before, after)]
+        losses = [losses_with(user, p).mean() for p in (before, after)]
         assert losses[1] < losses[0]
 
 
