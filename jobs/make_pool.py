@@ -1,0 +1,29 @@
+"""The stages that make a pool and its indexes, and no more: ingest, adapt, select, train the sharers, index.
+
+What serving and sweeps need of an experiment; `python -m jobs.pipeline` goes on from there.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+
+from jobs import adapt, index, ingest, select_sharers, train_sharers
+from jobs.cli import stage_main
+from jobs.runtime import connect
+from perpcs.config import ExperimentConfig
+
+STAGES = [module.STAGE for module in (ingest, adapt, select_sharers, train_sharers, index)]
+
+
+def main(cfg: ExperimentConfig) -> None:
+    """Run every one of these stages that is not finished."""
+    with connect(cfg.ray) if not all(stage.finished(cfg) for stage in STAGES) else nullcontext():
+        for stage in STAGES:
+            stage.refuse(cfg)
+        for stage in STAGES:
+            stage.do(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(stage_main(main, description=__doc__))

@@ -1,0 +1,133 @@
+"""Machines on one machine: network namespaces on a bridge, each with its own address, and what runs in them.
+
+Only inside a network, process and mount namespace of its own (see `k8s.rehearsal.__main__`), where nothing outside can
+be reached or harmed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+SUBNET = "10.77.0"
+"""Of the bridge; it exists in these namespaces only."""
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def sh(*command: str) -> None:
+    """Run a command that must succeed."""
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def make_bridge() -> None:
+    """Loopback, a bridge, and a place for named namespaces."""
+    sh("ip", "link", "set", "lo", "up")
+    sh("mount", "-t", "tmpfs", "tmpfs", "/run")
+    Path("/run/netns").mkdir()
+    sh("ip", "link", "add", "br0", "type", "bridge")
+    sh("ip", "addr", "add", f"{SUBNET}.254/24", "dev", "br0")
+    sh("ip", "link", "set", "br0", "up")
+
+
+def address(number: int) -> str:
+    """Of machine `number`."""
+    return f"{SUBNET}.{number}"
+
+
+def add_machine(number: int) -> None:
+    """A network namespace `n<number>` with an interface on the bridge."""
+    name, outside = f"n{number}", f"v{number}"
+    sh("ip", "netns", "add", name)
+    sh("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
+    sh("ip", "link", "set", outside, "master", "br0", "up")
+    sh("ip", "-n", name, "addr", "add", f"{address(number)}/24", "dev", "eth0")
+    sh("ip", "-n", name, "link", "set", "eth0", "up")
+    sh("ip", "-n", name, "link", "set", "lo", "up")
+
+
+def cut(number: int, *, off: bool = True) -> None:
+    """Take a machine's cable out, or put it in again."""
+    sh("ip", "link", "set", f"v{number}", "down" if off else "up")
+
+
+def on_machine(number: int, command: Sequence[str]) -> list[str]:
+    """The command that runs `command` on a machine with a /tmp/ray and a /dev/shm of its own, as pods have."""
+    private = 'mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
+    return ["ip", "netns", "exec", f"n{number}", "sh", "-c", private, "sh", *command]
+
+
+def beside(pid: int, command: Sequence[str]) -> list[str]:
+    """The command that runs `command` on the machine where process `pid` runs, sharing its /tmp/ray."""
+    return ["nsenter", "--target", str(pid), "--net", "--mount", "--", *command]
+
+
+@dataclass
+class Machine:
+    """One machine's main process, and the process group that dies with it."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(
+        cls, number: int, command: Sequence[str], env: Mapping[str, str], log: IO[bytes] | int
+    ) -> Machine:
+        """Run a command as the machine's main process."""
+        process = subprocess.Popen(
+            on_machine(number, command), env=dict(env), stdout=log, stderr=log, start_new_session=True
+        )
+        return cls(number, process)
+
+    def run(self, command: Sequence[str], env: Mapping[str, str], timeout: float = 600.0) -> str:
+        """Run a command on this machine; its output. Raises CalledProcessError."""
+        done = subprocess.run(
+            beside(self.process.pid, command), env=dict(env), capture_output=True, text=True, timeout=timeout
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"exit status {done.returncode} of {' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
+        return done.stdout
+
+    def kill(self) -> None:
+        """The power goes: SIGKILL to everything in this machine's network namespace."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", f"n{self.number}"], capture_output=True, text=True
+        ).stdout
+        for pid in map(int, listed.split()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(30)
+
+
+@dataclass
+class Clock:
+    """Seconds since the start of a scene, and what was noted."""
+
+    notes: list[tuple[str, float | str]] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def note(self, what: str, value: float | str | None = None) -> None:
+        """Keep and print a value; without one the seconds since the start."""
+        value = round(time.monotonic() - self.began, 1) if value is None else value
+        self.notes.append((what, value))
+        sys.stdout.write(f"  {what}: {value}\n")
+        sys.stdout.flush()
+
+    def wait(self, what: str, ready: Callable[[], bool], limit: float = 120.0, every: float = 0.2) -> None:
+        """Wait until something holds, and note how long it took. Raises TimeoutError."""
+        began = time.monotonic()
+        while not ready():
+            if time.monotonic() - began > limit:
+                raise TimeoutError(f"{what}: not within {limit:g} s")
+            time.sleep(every)
+        self.note(what, round(time.monotonic() - began, 1))
