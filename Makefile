@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Overrides for `make quickstart`, e.g. ARGS="seed=1"; options for `make test`, e.g. ARGS="-k leases".
 ARGS ?=
 
-.PHONY: help quickstart test test-fast bench lint format clean distclean
+.PHONY: help quickstart test test-fast bench lint format manifests rehearsal sbom clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -38,6 +38,16 @@ lint: $(READY)  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+manifests: $(READY)  ## check the Kubernetes manifests (docs/cluster.md)
+	$(BIN)/python -m k8s.check $(ARGS)
+
+rehearsal: $(READY)  ## a Ray cluster on this machine, with failures (docs/cluster.md)
+	$(BIN)/python -m k8s.rehearsal $(ARGS)
+
+sbom: $(READY)  ## dist/sbom.json: what is in the image
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements k8s/image/constraints.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.json
 
 format: $(READY)  ## put every file into ruff's form
 	$(BIN)/ruff check --fix .

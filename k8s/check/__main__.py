@@ -48,7 +48,9 @@ def main() -> int:
         sys.stderr.write(f"{unknown.pop()}: no such overlay; there are {', '.join(overlays())}\n")
         return 2
     if schemas.crd_folder() is None:
-        sys.stderr.write("KubeRay's CRDs are not here (KUBERAY_CRDS): its kinds are not held against their schemas\n")
+        sys.stderr.write(
+            "KubeRay's CRDs are not here (KUBERAY_CRDS): its kinds are not held against their schemas\n"
+        )
     bad = False
     for name in names:
         try:

@@ -144,5 +144,3 @@ def _names(module: str) -> set[str]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 from k8s.check.render import Object, containers, pod_templates, ray_cluster, title
 
-AUTOSCALER_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105: a path
+AUTOSCALER_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def check_pods(things: list[Object]) -> Iterator[str]:
     """All rules of this page over every pod template."""
     for thing in things:
         for where, template in pod_templates(thing):
-            for problem in (*_pod(template["spec"]), *_volumes(template["spec"], _sidecar_mounts(thing, where))):
+            for problem in (
+                *_pod(template["spec"]),
+                *_volumes(template["spec"], _sidecar_mounts(thing, where)),
+            ):
                 yield f"{title(thing)}: {where}: {problem}"
             for container in containers(template):
                 for problem in (*_security(container), *_resources(container)):

@@ -84,7 +84,12 @@ def check_cluster(things: list[Object]) -> Iterator[str]:
         cluster = ray_cluster(thing)
         if cluster is None:
             continue
-        for problem in (*_head(cluster), *_autoscaler(cluster), *_authentication(cluster), *_reserved(cluster)):
+        for problem in (
+            *_head(cluster),
+            *_autoscaler(cluster),
+            *_authentication(cluster),
+            *_reserved(cluster),
+        ):
             yield f"{title(thing)}: {problem}"
 
 
@@ -94,7 +99,10 @@ def _head(cluster: Object) -> Iterator[str]:
 
 
 def _autoscaler(cluster: Object) -> Iterator[str]:
-    if not cluster.get("enableInTreeAutoscaling") or cluster.get("autoscalerOptions", {}).get("version") != "v2":
+    if (
+        not cluster.get("enableInTreeAutoscaling")
+        or cluster.get("autoscalerOptions", {}).get("version") != "v2"
+    ):
         yield "enableInTreeAutoscaling and autoscalerOptions.version v2 are wanted"
     for group in cluster.get("workerGroupSpecs", []):
         name, low, high = group.get("groupName"), group.get("minReplicas"), group.get("maxReplicas")

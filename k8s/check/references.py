@@ -18,7 +18,9 @@ Name = tuple[str, str]
 
 def check_references(things: list[Object], page: Path = PAGE) -> Iterator[str]:
     """Everything named is made by these manifests or explained on the page, in a table row or backquotes."""
-    made = {(str(t["kind"]), str(t["metadata"]["name"])) for t in things} | _claims(things) | _by_kuberay(things)
+    made = (
+        {(str(t["kind"]), str(t["metadata"]["name"])) for t in things} | _claims(things) | _by_kuberay(things)
+    )
     explained = set(re.findall(r"`([a-z0-9.-]+)`", page.read_text())) if page.exists() else set()
     for thing in things:
         for kind, name in sorted(_named(thing)):
@@ -68,7 +70,9 @@ def _of_volume(volume: Object) -> set[Name]:
     if "persistentVolumeClaim" in volume:
         found.add(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
     for source in volume.get("projected", {}).get("sources", []):
-        found |= _of_volume({k: ({"secretName": v["name"]} if k == "secret" else v) for k, v in source.items()})
+        found |= _of_volume(
+            {k: ({"secretName": v["name"]} if k == "secret" else v) for k, v in source.items()}
+        )
     return found
 
 
@@ -106,12 +110,16 @@ def _of_ingress(spec: Object) -> set[Name]:
 
 def check_selectors(things: list[Object]) -> Iterator[str]:
     """Every selector of pods in this namespace selects some; budgets select none of other owners' counts."""
-    pods = [template.get("metadata", {}).get("labels", {}) for t in things for _, template in pod_templates(t)]
+    pods = [
+        template.get("metadata", {}).get("labels", {}) for t in things for _, template in pod_templates(t)
+    ]
     for thing in things:
         for where, selector in _selectors(thing):
             if selector and not any(selects(selector, labels) for labels in pods):
                 yield f"{title(thing)}: {where} selects no pod: {selector}"
-        if thing.get("kind") == "PodDisruptionBudget" and not isinstance(thing["spec"].get("minAvailable"), int):
+        if thing.get("kind") == "PodDisruptionBudget" and not isinstance(
+            thing["spec"].get("minAvailable"), int
+        ):
             yield f"{title(thing)}: pods of a Ray cluster have no scale subresource: give minAvailable as a number"
 
 

@@ -68,7 +68,11 @@ def title(thing: Object) -> str:
 def ray_cluster(thing: Object) -> Object | None:
     """The RayCluster spec inside a RayCluster, RayJob or RayService."""
     spec = thing.get("spec", {})
-    places = {"RayCluster": spec, "RayJob": spec.get("rayClusterSpec"), "RayService": spec.get("rayClusterConfig")}
+    places = {
+        "RayCluster": spec,
+        "RayJob": spec.get("rayClusterSpec"),
+        "RayService": spec.get("rayClusterConfig"),
+    }
     return places.get(str(thing.get("kind")))
 
 

@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 IDLE_MINUTES = 0.25
 
 HEALTH = {
-    "RAY_health_check_initial_delay_ms": "0",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
 }
-"""A dead node is noticed after some 4 s instead of Ray's half minute, so that the rehearsal is short."""
+"""A node that is cut off counts as dead sooner than by Ray's defaults, so that the rehearsal is short."""
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Cluster:
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            "RAY_raylet_start_wait_time_s": "180",  # on a machine with other load
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
@@ -73,7 +74,7 @@ class Cluster:
         config.write_text(
             f"bind {address(REDIS)}\nrequirepass {self.password}\nappendonly yes\ndir {self.folder}\n"
         )
-        self.redis = Machine.start(REDIS, [server, str(config)], os.environ, subprocess.DEVNULL)
+        self.redis = Machine.start(REDIS, [server, str(config)], os.environ, folder=self.folder)
 
     def start_head(self) -> None:
         """`ray start --head` in the foreground; what a restarted head pod does too."""
@@ -91,8 +92,7 @@ class Cluster:
             "RAY_CLOUD_INSTANCE_ID": "head",
             "RAY_NODE_TYPE_NAME": "ray.head.default",
         }
-        with (self.folder / "head.log").open("ab") as log:
-            self.head = Machine.start(HEAD, command, env, log)
+        self.head = Machine.start(HEAD, command, env, folder=self.folder)
 
     def _autoscaler(self) -> dict[str, Any]:
         lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands",
@@ -103,6 +103,8 @@ class Cluster:
             "module": "k8s.rehearsal.provider.NamespaceNodes",
             "machines": WORKERS,
             "head": HEAD,
+            "folder": str(self.folder),
+            "env": self.env,
             "head_node_id": "head",
             "launch_multiple": True,
             "disable_node_updaters": True,
@@ -126,6 +128,8 @@ class Cluster:
     def stop(self) -> None:
         """Everything, at once. The namespace's end would do it too."""
         for number in (HEAD, REDIS, *WORKERS):
-            listed = subprocess.run(["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True).stdout
+            listed = subprocess.run(
+                ["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True
+            ).stdout
             for pid in listed.split():
                 subprocess.run(["kill", "-9", pid], stderr=subprocess.DEVNULL)

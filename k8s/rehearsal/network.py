@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 SUBNET = "10.77.0"
 """Of the bridge; it exists in these namespaces only."""
@@ -57,10 +56,11 @@ def cut(number: int, *, off: bool = True) -> None:
     sh("ip", "link", "set", f"v{number}", "down" if off else "up")
 
 
-def on_machine(number: int, command: Sequence[str]) -> list[str]:
-    """The command that runs `command` on a machine with a /tmp/ray and a /dev/shm of its own, as pods have."""
-    private = 'mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
-    return ["ip", "netns", "exec", f"n{number}", "sh", "-c", private, "sh", *command]
+def on_machine(number: int, command: Sequence[str], disk: Path) -> list[str]:
+    """The command that runs `command` on a machine with a /tmp/ray (on `disk`) and a /dev/shm of its own, as pods have."""
+    disk.mkdir(parents=True, exist_ok=True)
+    private = 'mkdir -p /tmp/ray && mount --bind "$1" /tmp/ray && mount -t tmpfs tmpfs /dev/shm && shift && exec "$@"'
+    return ["ip", "netns", "exec", f"n{number}", "sh", "-c", private, "sh", str(disk), *command]
 
 
 def beside(pid: int, command: Sequence[str]) -> list[str]:
@@ -76,13 +76,11 @@ class Machine:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(
-        cls, number: int, command: Sequence[str], env: Mapping[str, str], log: IO[bytes] | int
-    ) -> Machine:
-        """Run a command as the machine's main process."""
-        process = subprocess.Popen(
-            on_machine(number, command), env=dict(env), stdout=log, stderr=log, start_new_session=True
-        )
+    def start(cls, number: int, command: Sequence[str], env: Mapping[str, str], *, folder: Path) -> Machine:
+        """Run a command as the machine's main process. folder: for what it prints and for its disk."""
+        line = on_machine(number, command, folder / f"disk-{number}")
+        with (folder / f"machine-{number}.log").open("ab") as log:
+            process = subprocess.Popen(line, env=dict(env), stdout=log, stderr=log, start_new_session=True)
         return cls(number, process)
 
     def run(self, command: Sequence[str], env: Mapping[str, str], timeout: float = 600.0) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+from pathlib import Path
 from typing import Any
 
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
@@ -24,10 +23,12 @@ class NamespaceNodes(FakeMultiNodeProvider):
     """As Ray's fake provider, but every node has an address, a /tmp/ray and a /dev/shm of its own."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
-        """provider_config: `machines`, the numbers of the namespaces that may be used; `head`, the GCS's machine."""
+        """provider_config: `machines`, numbers of namespaces that may be used; `head`, the GCS's; `folder`, `env`."""
         super().__init__(provider_config, cluster_name)
         self._free = list(provider_config["machines"])
         self._head = int(provider_config["head"])
+        self._folder = Path(provider_config["folder"])
+        self._env: dict[str, str] = provider_config["env"]
 
     def _create_node_with_resources_and_labels(
         self, node_config: Any, tags: dict[str, str], count: int, resources: dict[str, float], labels: Any
@@ -37,8 +38,9 @@ class NamespaceNodes(FakeMultiNodeProvider):
                 raise RuntimeError("no machine is left")
             number, kind = self._free.pop(0), tags[TAG_RAY_USER_NODE_TYPE]
             name = f"machine-{number}"
-            env = {**os.environ, "RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": kind}
-            machine = Machine.start(number, self._command(number, resources), env, subprocess.DEVNULL)
+            # Not the monitor's own environment: that has the address of Redis, which only the head may know.
+            env = {**self._env, "RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": kind}
+            machine = Machine.start(number, self._command(number, resources), env, folder=self._folder)
             self._nodes[name] = {
                 "machine": machine,
                 "tags": {
@@ -51,7 +53,9 @@ class NamespaceNodes(FakeMultiNodeProvider):
             }
 
     def _command(self, number: int, resources: dict[str, float]) -> list[str]:
-        rest = {k: v for k, v in resources.items() if k not in {"CPU", "GPU", "object_store_memory", "memory"}}
+        rest = {
+            k: v for k, v in resources.items() if k not in {"CPU", "GPU", "object_store_memory", "memory"}
+        }
         return [
             *RAY, "start", "--block", "--disable-usage-stats",
             "--address", f"{address(self._head)}:6379", "--node-ip-address", address(number),

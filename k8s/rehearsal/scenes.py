@@ -1,0 +1,127 @@
+"""What is rehearsed. Each scene notes what it saw and raises AssertionError or TimeoutError where it must not go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from k8s.rehearsal.api import Api
+from k8s.rehearsal.cluster import Cluster
+from k8s.rehearsal.network import Clock, beside, cut
+
+MINI = """\
+population:
+  synthetic: {archetypes: 2, base_users: 12, candidates: 16, targets: 3, history: 12, queries: 4}
+prompt: {max_length: 48}
+base:
+  tiny: {hidden: 32, layers: 2, vocab: 400, steps: 60, batch: 16, lr: 1e-2}
+  adapt: {steps: 4, batch: 8, rank: 4}
+lora: {rank: 4}
+select: {count: 12, strategy: active}
+pool:
+  train: {steps: 200, batch: 4, pack: 1, lr: 1e-2}
+  gate: {steps: 50, batch: 4, pack: 1}
+  sketch: 8
+own: {steps: 30, batch: 4, pack: 2, lr: 1e-2}
+evaluate: {resamples: 100}
+ray: {address: auto, workers: 2, gpus: 1, cpus: 1, threads: 1}
+"""
+"""A whole flow that trains twelve sharers one by one on two (fake) GPUs."""
+SHARERS = 12
+
+
+def first_worker(cluster: Cluster, clock: Clock) -> None:
+    """One task that wants a GPU, on a cluster that has no worker at all."""
+    api = Api(cluster.token)
+    clock.wait("head answers", api.healthy)
+    clock.note("a job without the token: HTTP status", api.refused())
+    assert api.refused() in {401, 403}, "anybody can submit jobs"
+    assert not api.alive()
+    api.submit("first", f"{sys.executable} -c 'import ray; ray.init(); {_GPU_TASK}'")
+    clock.wait("first worker alive", lambda: bool(api.alive()))
+    clock.wait("its task done", lambda: api.status("first") in {"SUCCEEDED", "FAILED"})
+    assert api.status("first") == "SUCCEEDED", api.logs("first")
+    clock.note("ran on", api.logs("first").split()[-1])
+
+
+_GPU_TASK = "print(ray.get(ray.remote(num_gpus=1)(ray.util.get_node_ip_address).remote()))"
+
+
+def pipeline(cluster: Cluster, clock: Clock) -> None:
+    """The whole flow as a Ray job; when the first sharers are in, one worker's cable is taken out."""
+    api, folder = Api(cluster.token), cluster.folder / "experiment"
+    (cluster.folder / "mini.yaml").write_text(MINI)
+    api.submit(
+        "pipeline", f"{sys.executable} -m jobs.pipeline {cluster.folder}/mini.yaml experiment={folder}"
+    )
+    clock.wait("two workers alive", lambda: len(api.alive()) >= 2 or _ended(api), 300)
+    clock.wait("two sharers committed", lambda: _commits(folder) >= 2 or _ended(api), 300)
+    victim = api.alive()[-1]
+    cut(int(victim.rpartition(".")[2]))
+    clock.note("cut off", f"{victim} after {_commits(folder)} sharers")
+    clock.wait("counted as dead", lambda: victim not in api.alive() or _ended(api), 120)
+    clock.wait("a new worker beside the one that is left", lambda: len(api.alive()) >= 2 or _ended(api), 120)
+    clock.wait("pipeline done", lambda: _ended(api), 600, every=1.0)
+    assert api.status("pipeline") == "SUCCEEDED", api.logs("pipeline")[-3000:]
+    trained = [user for event in _events(folder, "train_sharers") for user in event.get("users", ())]
+    clock.note("sharers trained", f"{len(set(trained))}, {len(trained) - len(set(trained))} of them twice")
+    assert len(set(trained)) == len(trained) == SHARERS
+    cut(int(victim.rpartition(".")[2]), off=False)
+
+
+def _ended(api: Api, name: str = "pipeline") -> bool:
+    return api.status(name) in {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+def _events(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """The lines of events.jsonl that report a finished pack."""
+    path = folder / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [
+        event for event in events if event.get("stage") == stage and event.get("kind") in {"pack", "late"}
+    ]
+
+
+def _commits(folder: Path) -> int:
+    return sum(len(event.get("users", ())) for event in _events(folder, "train_sharers"))
+
+
+def scaled_down(cluster: Cluster, clock: Clock) -> None:
+    """Nothing to do: the workers go."""
+    api = Api(cluster.token)
+    clock.wait("no worker left", lambda: not api.alive(), 120)
+
+
+def head_lost(cluster: Cluster, clock: Clock, *, seconds: float = 40.0) -> None:
+    """While a client calls an actor on a worker, the head dies with everything on it and comes back."""
+    api, out = Api(cluster.token), cluster.folder / "calls.json"
+    caller = _start_caller(cluster, clock, (out, seconds))
+    cluster.head.kill()
+    clock.note("head killed")
+    assert not api.healthy()
+    cluster.start_head()
+    clock.wait("head answers again", api.healthy)
+    assert caller.wait(seconds + 120) == 0
+    seen = json.loads(out.read_text())
+    for what, value in seen.items():
+        clock.note(what, value)
+    assert seen["errors"] == 0 and seen["count"] == seen["calls"] + 1, "calls were lost, or the actor was"
+    clock.wait("the worker is known again", lambda: bool(api.alive()))
+
+
+def _start_caller(cluster: Cluster, clock: Clock, task: tuple[Path, float]) -> subprocess.Popen[bytes]:
+    """The client, on a worker's machine; a worker is asked for by a job where there is none."""
+    api, (out, seconds) = Api(cluster.token), task
+    if not api.alive():
+        api.submit("again", f"{sys.executable} -c 'import ray; ray.init(); {_GPU_TASK}'")
+        clock.wait("a worker for the client", lambda: bool(api.alive()))
+    number = api.alive()[0].rpartition(".")[2]
+    listed = subprocess.run(["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "k8s.rehearsal.caller", str(out), str(seconds)]
+    caller = subprocess.Popen(beside(int(listed.split()[0]), command), env=cluster.env)
+    clock.wait("client calls", out.with_suffix(".ready").exists)
+    return caller
