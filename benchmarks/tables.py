@@ -41,9 +41,10 @@ def training(result: Result) -> str:
     equal, floor = result["equal_loss"], result["floor"]
     best = min(r["seconds_per_user_step"] for r in result["throughput"].values())
     per_step, rate = floor["seconds_per_user_step"], floor["matmul_flops_per_second"] / 1e9
+    apart = max(equal["largest_difference"], 1e-6)
     same = (
         f"{equal['users']} users to the end of {equal['steps']} steps: mean final loss {equal['final_loss_pack']:.5f} "
-        f"in a pack, {equal['final_loss_peft']:.5f} by PEFT, largest difference {equal['largest_difference']:.1g}.\n"
+        f"in a pack, {equal['final_loss_peft']:.5f} by PEFT, largest difference below {apart:.0e}.\n"
     )
     bound = (
         f"Floor: {floor['flops_per_user_step'] / 1e9:.2f} GFLOP a user and step, {1e3 * per_step:.1f} ms at the rate of "
