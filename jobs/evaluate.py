@@ -7,14 +7,13 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage, read_marker, stage_info
-from jobs.loading import open_base, open_pieces, open_prompter, own_adapters
+from jobs.loading import base_folder, open_base, open_pieces, open_prompter, own_adapters
 from jobs.preflight import check_methods
 from jobs.runtime import run_remote
 from jobs.summary import choices_of, cost_of, experiment_of
@@ -22,7 +21,7 @@ from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
 from perpcs.evaluation.comparisons import SummaryOptions
 from perpcs.evaluation.methods import METHODS, Method, get_methods, others, recipe_name
-from perpcs.evaluation.results import MethodOutput, write_results
+from perpcs.evaluation.results import MethodOutput, to_text
 from perpcs.evaluation.runner import Answers, answer
 from perpcs.evaluation.summary import build_results
 from perpcs.lora.bank import Adapter
@@ -99,7 +98,7 @@ class Evaluator:
         return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in pieces.items()}
 
     def _raw(self) -> tuple[Base, Prompter]:
-        model, tokenizer = load_causal_lm(self.paths.raw_base, dtype=self.cfg.base.dtype)
+        model, tokenizer = load_causal_lm(str(base_folder(self.paths.raw_base)), dtype=self.cfg.base.dtype)
         base = banked(model, tokenizer, mark="", device=self.cfg.base.device, targets=self.cfg.lora.targets)
         return base, Prompter(self.prompter.task, tokenizer, self.cfg.prompt)
 
@@ -115,7 +114,7 @@ def run(cfg: ExperimentConfig, paths: Paths) -> Info:
         choices=choices,
         options=SummaryOptions(resamples=cfg.evaluate.resamples, labels=task.labels),
     )
-    write_results(results, Path(paths.results))
+    write_text(paths.results, to_text(results))
     return {"methods": list(cfg.evaluate.methods), "queries": len(outputs[0].golds)}
 
 
