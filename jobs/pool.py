@@ -57,8 +57,11 @@ def show_stats(arguments: Arguments) -> None:
 
 
 def check(arguments: Arguments) -> int:
-    """Read every piece and compare it with its checksum; exit status 1 when anything is damaged or left over."""
-    found = verify(Pool.open(arguments.pool))
+    """Read every piece and compare it with its checksum; look for rows of erased sharers in every file.
+
+    Exit status 1 when anything is damaged or left over.
+    """
+    found = verify(Pool.open(arguments.pool), index_folders=arguments.index)
     _print(found)
     return DEFECT if found.problems else DONE
 
@@ -171,8 +174,12 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
+    def add_index(made: argparse.ArgumentParser) -> None:
+        text = "folder with cached indexes, e.g. runs/quickstart/indexes; may be repeated"
+        made.add_argument("--index", action="append", default=[], metavar="FOLDER", help=text)
+
     command("stats", show_stats)
-    command("verify", check)
+    add_index(command("verify", check))
     made = command("diff", show_diff)
     made.add_argument("a", metavar="A", help="version or tag")
     made.add_argument("b", metavar="B", help="version or tag")
@@ -184,9 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     command("compact", run_compact)
     made = command("cleanup", run_cleanup)
     made.add_argument("--grace", type=float, default=86_400.0, metavar="SECONDS", help="default: one day")
-    made.add_argument(
-        "--index", action="append", default=[], metavar="FOLDER", help="folder with cached indexes; repeat"
-    )
+    add_index(made)
     made = command("withdraw", run_withdraw)
     made.add_argument("sharer", metavar="SHARER", help="the user's id")
     made.add_argument("--recipes", metavar="TABLE", help="e.g. runs/quickstart/recipes.lance")

@@ -60,6 +60,7 @@ def test_a_pools_whole_life(tmp_path, uri, run):
     assert done["recipes"] == [{"user": "y", "method": "gradient"}]
     assert run("cleanup", uri, "--grace", "0", "--index", folder)["erased"]["found"] == []
     assert not list(Path(folder).rglob("*.faiss"))
+    assert run("verify", uri, "--index", folder)["problems"] == []
     assert run("stale", uri, recipes)["recipes"] == [{"user": "y", "method": "gradient"}]
     done = run("mend", uri, recipes)
     assert (done["mended"], done["assemble_anew"]) == ([], [{"user": "y", "method": "gradient"}])
