@@ -19,6 +19,7 @@ from jobs.runtime import run_remote
 from jobs.summary import choices_of, cost_of, experiment_of
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
+from perpcs.errors import StoreError
 from perpcs.evaluation.comparisons import SummaryOptions
 from perpcs.evaluation.methods import METHODS, Method, get_methods, others, recipe_name
 from perpcs.evaluation.results import MethodOutput, to_text
@@ -71,15 +72,22 @@ class Evaluator:
         )  # fmt: skip
 
     def recipe(self, method: Method, user_id: str) -> Recipe:
-        """A target's stored recipe for a method."""
-        return RecipeStore(self.paths.recipes).get(user_id, recipe_name(method.rule, method.merge))
+        """A target's stored recipe for a method. Raises StoreError when it is not of the version that is evaluated."""
+        recipe = RecipeStore(self.paths.recipes).get(user_id, recipe_name(method.rule, method.merge))
+        if recipe.pool_version != self.pieces.version:
+            raise StoreError(
+                f"{self.paths.recipes}: the recipe of {user_id!r} is of pool version {recipe.pool_version} (rebuilt after "
+                f"a withdrawal?), the others are of {self.pieces.version}; run python -m jobs.pipeline to assemble all anew"
+            )
+        return recipe
 
     @property
     def pieces(self) -> LancePieces:
         """The pool at the version that the recipes were made from."""
         if self._pieces is None:
             version = stage_info(self.paths, "assemble", wanted_by="evaluate")["pool_version"]
-            self._pieces = open_pieces(self.paths, self.base, version=version)
+            checksums = self.cfg.pool.checksums
+            self._pieces = open_pieces(self.paths, self.base, version=version, checksums=checksums)
         return self._pieces
 
     def _recipe_adapter(self, method: Method, user_id: str) -> Adapter:

@@ -18,7 +18,7 @@ from perpcs.errors import ConfigError, StoreError
 from storage.files import exists, read_json, write_json
 from storage.layout import Paths
 
-HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "evaluate.batch",
+HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "pool.checksums", "evaluate.batch",
        "assembly.items_per_pass", "assembly.fit.pack")  # fmt: skip
 """Settings that change how the work is done and not what comes out (beyond float noise): free to change at any time."""
 

@@ -53,9 +53,11 @@ def pool_spec(cfg: ExperimentConfig, base: Base, *, keys: bool, history_dim: int
     )
 
 
-def open_pieces(paths: Paths, base: Base, *, version: int | None = None) -> LancePieces:
+def open_pieces(
+    paths: Paths, base: Base, *, version: int | None = None, checksums: bool = False
+) -> LancePieces:
     """The pool at a version (default: now). Raises MismatchError when it was made with another base."""
-    return LancePieces.open(paths, base.fingerprint, version=version)
+    return LancePieces.open(paths, base.fingerprint, version=version, checksums=checksums)
 
 
 def shared_part(pieces: Pieces, assembly: AssemblyConfig, *, seed: int) -> Pieces:
@@ -77,7 +79,8 @@ def open_assembler(
     cfg: ExperimentConfig, paths: Paths, base: Base, *, version: int | None = None
 ) -> Assembler:
     """All rules over the experiment's pool at a version (default: now)."""
-    pieces = shared_part(open_pieces(paths, base, version=version), cfg.assembly, seed=cfg.seed)
+    whole = open_pieces(paths, base, version=version, checksums=cfg.pool.checksums)
+    pieces = shared_part(whole, cfg.assembly, seed=cfg.seed)
     prompter = open_prompter(cfg, paths, base)
     return Assembler(base, prompter, pieces, config=cfg.assembly, encoder=cfg.select.encoder, seed=cfg.seed)
 

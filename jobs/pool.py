@@ -67,9 +67,8 @@ def check(arguments: Arguments) -> int:
 
 
 def show_diff(arguments: Arguments) -> None:
-    """Sharers added, removed and replaced between two versions or tags."""
-    a, b = (int(v) if v.isdigit() else v for v in (arguments.a, arguments.b))
-    _print(describe.diff(Pool.open(arguments.pool), a, b))
+    """Sharers added, removed and replaced between two versions or tags; B is the newest version by default."""
+    _print(describe.diff(Pool.open(arguments.pool), _version(arguments.a), _version(arguments.b)))
 
 
 def set_tag(arguments: Arguments) -> None:
@@ -139,10 +138,8 @@ def run_mend(arguments: Arguments) -> None:
 
 def run_export(arguments: Arguments) -> None:
     """Write a version as Parquet files to a new folder."""
-    version = (
-        int(arguments.version) if arguments.version and arguments.version.isdigit() else arguments.version
-    )
-    count = transfer.export_pool(Pool.open(arguments.pool).view(version), arguments.folder)
+    view = Pool.open(arguments.pool).view(_version(arguments.version))
+    count = transfer.export_pool(view, arguments.folder)
     _print({"sharers": count, "folder": arguments.folder})
 
 
@@ -182,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add_index(command("verify", check))
     made = command("diff", show_diff)
     made.add_argument("a", metavar="A", help="version or tag")
-    made.add_argument("b", metavar="B", help="version or tag")
+    made.add_argument("b", metavar="B", nargs="?", help="version or tag; default: the newest")
     made = command("tag", set_tag)
     made.add_argument("name", metavar="NAME")
     made.add_argument("--version", type=int, help="default: the newest")
@@ -208,6 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     made = command("import", run_import)
     made.add_argument("folder", metavar="FOLDER", help="made by export")
     return parser
+
+
+def _version(text: str | None) -> int | str | None:
+    """A version, a tag, or nothing for the newest."""
+    return int(text) if text and text.isdigit() else text
 
 
 def _names(recipes: Sequence[Any]) -> list[dict[str, str]]:

@@ -169,5 +169,8 @@ def open_remote(uri: str) -> tuple[Any, str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{uri}: no file system for this address ({reason(error)})") from error
+        raise StoreError(
+            f"{uri}: no file system for this address ({reason(error)}); for an object store check the address and "
+            "the environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID)"
+        ) from error
     return filesystem, path

@@ -55,6 +55,7 @@ def test_a_pools_whole_life(tmp_path, uri, run):
     assert run("migrate", uri) == {"schema_version_before": 2, "now": 2}
     assert run("tag", uri, "first", "--version", "2") == {"tag": "first", "version": 2}
     assert run("diff", uri, "first", "3")["added"] == ["bob"]
+    assert run("diff", uri, "first")["added"] == ["bob"]
     assert run("compact", uri)["sharers.lance"]["after"] == 1
     done = run("withdraw", uri, "bob", "--recipes", recipes)
     assert done["recipes"] == [{"user": "y", "method": "gradient"}]
