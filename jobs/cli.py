@@ -11,15 +11,12 @@ import inspect
 import logging
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.terminal import configure_logging
 from perpcs.config import ExperimentConfig, Setting, describe, load_config
 from perpcs.errors import PerpcsError
-from storage.files import is_remote, read_text
 
 DONE, DEFECT, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -45,17 +42,17 @@ def stage_main(
 
     def work() -> None:
         arguments = _parser(description, listings or {}).parse_args(argv)
-        stage(read_config(arguments.config, arguments.overrides))
+        stage(load_config(arguments.config, arguments.overrides))
 
     return guarded(work)
 
 
-def guarded(work: Callable[[], int | None]) -> int:
-    """Do a program's work; returns what it returns (None: 0), or the status of its end (see the module)."""
+def guarded(work: Callable[[], Any]) -> int:
+    """Do a program's work; returns its exit status (see the module)."""
     configure_logging()
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        return work() or DONE
+        work()
     except PerpcsError as error:
         return _say(_one_line(error), MISTAKE)
     except _Terminated:
@@ -69,16 +66,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         return DEFECT
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def read_config(path: str, overrides: Sequence[str]) -> ExperimentConfig:
-    """The config of a file, or of an object such as an experiment's own config.yaml."""
-    if not is_remote(path):
-        return load_config(path, overrides)
-    with tempfile.TemporaryDirectory(prefix="perpcs-") as folder:
-        copy = Path(folder, path.rsplit("/", 1)[-1])
-        copy.write_text(read_text(path), "utf-8")
-        return load_config(copy, overrides)
+    return DONE
 
 
 class _Terminated(KeyboardInterrupt):
@@ -92,13 +80,10 @@ def _on_sigterm(signum: int, frame: object) -> NoReturn:
 class Parser(argparse.ArgumentParser):
     """Refuses in one line."""
 
-    wanted = "name a config file, e.g. {} configs/quickstart.yaml"
-    """What to say when an argument is missing; {} is the program."""
-
     def error(self, message: str) -> NoReturn:
-        """Raises PerpcsError."""
+        """One line instead of the usage."""
         if message.startswith("the following arguments are required"):
-            message = self.wanted.format(self.prog)
+            message = f"name a config file, e.g. {self.prog} configs/quickstart.yaml"
         raise PerpcsError(f"{self.prog}: {message}; see --help")
 
 

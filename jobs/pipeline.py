@@ -7,10 +7,9 @@ interruption the same command goes on where it stopped.
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 from jobs import adapt, assemble, evaluate, index, ingest, report, select_sharers, train_own, train_sharers
-from jobs.claim import claim
 from jobs.cli import stage_main
 from jobs.runtime import connect
 from perpcs.config import ExperimentConfig, to_yaml
@@ -26,15 +25,9 @@ def main(cfg: ExperimentConfig) -> None:
     if any(method.uses == "own" for method in methods):
         before.append(train_own)
     stages = [module.STAGE for module in [*before, index, assemble, evaluate]]
-    paths = Paths.of(cfg.experiment)
-    with ExitStack() as held:
-        todo = not all(stage.finished(cfg) for stage in stages)
-        if todo:
-            held.enter_context(connect(cfg.ray))
+    with connect(cfg.ray) if not all(stage.finished(cfg) for stage in stages) else nullcontext():
         for stage in stages:
             stage.refuse(cfg)
-        if todo:
-            held.enter_context(claim(paths))  # not before: it writes
         for stage in stages:
             stage.do(cfg)
     _keep_config(cfg)

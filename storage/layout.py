@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from storage.files import is_remote, join, local
+from storage.files import join
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,7 @@ class Paths:
     @classmethod
     def of(cls, experiment: str) -> Paths:
         """Places of a folder or URI; absolute, because the working folder of a remote worker is another one."""
-        if is_remote(experiment):
-            return cls(experiment.rstrip("/"))
-        return cls(str(local(experiment).expanduser().resolve()))
+        return cls(experiment if "://" in experiment else str(Path(experiment).expanduser().resolve()))
 
     def __getattr__(self, name: str) -> str:
         """`paths.pool` is <root>/pool; see docs/formats.md for what is in each."""
@@ -41,10 +40,10 @@ _PLACES = {
     "own": "own",
     "indexes": "indexes",
     "recipes": "recipes.lance",
+    "served": "served",
+    "tokens": "tokens.json",
     "predictions": "predictions.jsonl",
     "events": "events.jsonl",
-    "event_parts": "events",
-    "driver": "driver.json",
     "results": "results.json",
     "report": "report.html",
 }

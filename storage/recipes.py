@@ -22,7 +22,7 @@ from storage.tables import (
     require_format,
     store_errors,
 )
-from storage.upkeep import GRACE_S, Upkeep, compact_table, drop_old_files, tidy_table
+from storage.upkeep import GRACE_S, STRAY_GRACE_S, Upkeep, compact_table, drop_old_files, tidy_table
 
 _FORMAT = 1
 _SCHEMA = pa.schema(
@@ -96,10 +96,33 @@ class RecipeStore:
             self._open().delete(f"user_id = {quoted(user_id)}")
         return count
 
-    def tidy(self) -> int:
+    def erase(self, user_id: str) -> int:
+        """Forget a user so that no byte is left: the rows, and every file that held them; how many rows.
+
+        What a writer was cut short at, or lost a race with, is a file that no version refers to; it may be one
+        that is being written right now, so only `tidy` removes it, when it is old.
+        """
+        if not exists(self.uri):
+            return 0
+        count = 0
+        with store_errors(self.uri, "erasing recipes"):
+            condition = f"user_id = {quoted(user_id)}"
+            while True:  # until none is found: an append may have come in between
+                found = self._open().to_table(columns=["user_id"], filter=condition, with_row_id=True)
+                if not found.num_rows:
+                    break
+                # By number: a table remembers the text of a condition.
+                numbers = ", ".join(map(str, found["_rowid"].to_pylist()))
+                count += int(self._open().delete(f"_rowid IN ({numbers})")["num_deleted_rows"])
+        compact_table(self.uri)
+        drop_old_files(self.uri, grace_s=0)
+        return count
+
+    def tidy(self, *, stray_grace_s: float = STRAY_GRACE_S) -> int:
         """Drop the rows that newer ones replaced, merge files, and remove the old ones; rows dropped.
 
-        Safe while others put and read: a row put meanwhile is newer than those dropped.
+        Safe while others put and read: a row put meanwhile is newer than those dropped. Files that no version
+        refers to go when they are older than `stray_grace_s`, which must be longer than a commit takes.
         """
         if not exists(self.uri):
             return 0
@@ -117,7 +140,7 @@ class RecipeStore:
                 numbers = ", ".join(map(str, old[start : start + 1000]))
                 self._open().delete(f"_rowid IN ({numbers})")
         compact_table(self.uri)
-        drop_old_files(self.uri, grace_s=GRACE_S)
+        drop_old_files(self.uri, grace_s=GRACE_S, stray_grace_s=stray_grace_s)
         return len(old)
 
     def _open(self) -> Any:

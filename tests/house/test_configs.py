@@ -4,18 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import yaml
 
 from perpcs.config import load_config
+from serve.config import load as load_service
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = ("configs/ray",)
-"""Folders with files that are no experiments; their own tests load them."""
-CONFIGS = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / "configs").rglob("*.y*ml")
-    if str(path.relative_to(ROOT).parent) not in OTHERS
-)
+ALL = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.y*ml"))
+SERVICES = [path for path in ALL if path.parent == Path("configs/serve") and path.name != "deploy.yaml"]
+CONFIGS = [path for path in ALL if path.parent != Path("configs/serve")]
 
 
 def test_there_are_configs():
@@ -38,16 +34,7 @@ def test_its_first_line_is_its_command(path):
     assert importlib.util.find_spec(module), f"{module} does not exist"
 
 
-def test_the_runtime_environment_of_submitted_jobs():
-    """Ray's own class refuses unknown fields; what workers of a local Ray get is in it too."""
-    from ray.runtime_env import RuntimeEnv
-
-    from jobs.runtime import WORKER_ENV
-
-    given = yaml.safe_load((ROOT / "configs" / "ray" / "job.yaml").read_text())
-    made = RuntimeEnv(**given)
-    assert made["env_vars"] == WORKER_ENV | {"PYTHONPATH": "platform"}
-    first = (ROOT / "configs" / "ray" / "job.yaml").read_text().splitlines()[0]
-    assert first.startswith(
-        "# ray job submit --working-dir . --runtime-env configs/ray/job.yaml -- python -m jobs."
-    )
+@pytest.mark.parametrize("path", SERVICES, ids=str)
+def test_a_service_loads_and_says_how_it_is_run(path):
+    load_service(str(ROOT / path))
+    assert (ROOT / path).read_text().startswith(f"# serve run serve.app:build config={path}\n")

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -55,13 +56,13 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def describe() -> list[Setting]:
-    """Every section and setting of an experiment in the order of declaration."""
-    return list(_settings(schema.ExperimentConfig(), ""))
+def describe(root: Any = None) -> list[Setting]:
+    """Every section and setting in the order of declaration; root: a config (default: an experiment's)."""
+    return list(_settings(schema.ExperimentConfig() if root is None else root, ""))
 
 
 def _settings(part: Any, prefix: str) -> Iterator[Setting]:
-    docs = attribute_docs()[type(part).__name__]
+    docs = attribute_docs(type(part).__module__)[type(part).__name__]
     for name, hint in hints(type(part)).items():
         key, value = prefix + name, getattr(part, name)
         if is_section(hint):
@@ -73,9 +74,9 @@ def _settings(part: Any, prefix: str) -> Iterator[Setting]:
 
 
 @cache
-def attribute_docs() -> dict[str, dict[str, str]]:
-    """Class -> field -> the text of the string literal that follows the field in schema.py, on one line."""
-    tree = ast.parse(inspect.getsource(schema))
+def attribute_docs(module: str = schema.__name__) -> dict[str, dict[str, str]]:
+    """Class -> field -> the text of the string literal that follows the field in the module, on one line."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: dict(_field_docs(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

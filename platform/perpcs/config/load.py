@@ -1,4 +1,5 @@
-"""YAML files and `key=value` overrides -> ExperimentConfig. The project's only import of OmegaConf.
+"""YAML files and `key=value` overrides -> ExperimentConfig, or another frozen dataclass. The project's only import of
+OmegaConf.
 
 A file may say `defaults: other.yaml` (a path relative to itself): the other file is read first and this one's
 keys lie on top of it. Overrides lie on top of both. `${other.key}` refers to any key, given or not.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, overload
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,24 +22,34 @@ from perpcs.config.values import build, hints, is_section, leaves, refuse, sugge
 from perpcs.errors import ConfigError
 
 COMMAND_LINE = "command line"
-LEAVES = dict(leaves(ExperimentConfig))
+C = TypeVar("C")
 
 Flat = dict[str, tuple[Any, str]]
 """Full key -> (value, where it was set); later entries win."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The experiment that a YAML file and `key=value` overrides describe.
+@overload
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig: ...
+@overload
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, schema: type[C]) -> C: ...
+def load_config(
+    path: str | Path | None, overrides: Sequence[str] = (), *, schema: type = ExperimentConfig
+) -> Any:
+    """The experiment, or other `schema`, that a YAML file and `key=value` overrides describe; no path: defaults.
 
     Raises ConfigError, one line with place, full key, value and fix, for a missing or malformed file, an
     unknown key, a wrong type, an impossible value, or a `${…}` that cannot be resolved.
     """
-    given = _read_file(Path(path), ())
-    given |= _read_overrides(overrides)
+    given = {} if path is None else _read_file(Path(path), (), schema)
+    given |= _read_overrides(overrides, schema)
     origins = {key: origin for key, (_, origin) in given.items()}
-    tree = _resolve({key: value for key, (value, _) in given.items()}, origins)
-    config: ExperimentConfig = build(ExperimentConfig, tree, origins)
-    return config
+    tree = _resolve(schema, {key: value for key, (value, _) in given.items()}, origins)
+    return build(schema, tree, origins)
+
+
+@cache
+def _leaves(schema: type) -> dict[str, Any]:
+    return dict(leaves(schema))
 
 
 def to_yaml(config: Any) -> str:
@@ -51,12 +63,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_file(path: Path, children: tuple[Path, ...]) -> Flat:
+def _read_file(path: Path, children: tuple[Path, ...], schema: type) -> Flat:
     """The file's keys over those of the file it builds upon. children: the files that led here."""
     tree = _read_yaml(path)
     parent = tree.pop("defaults", None)
     own: Flat = {}
-    _flatten(tree, ExperimentConfig, "", (str(path), own))
+    _Flattener(schema, str(path), own).add(tree, schema, "")
     if parent is None:
         return own
     if not isinstance(parent, str):
@@ -65,7 +77,7 @@ def _read_file(path: Path, children: tuple[Path, ...]) -> Flat:
     parent_path = path.parent / parent
     if parent_path.resolve() in {member.resolve() for member in family}:
         raise ConfigError(f"{path}: defaults: {parent} builds upon this file; break the circle")
-    return _read_file(parent_path, family) | own
+    return _read_file(parent_path, family, schema) | own
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -101,50 +113,55 @@ def _missing(path: Path) -> str:
     return f"no such file; there are {', '.join(list(found.values())[:8])}" if found else "no such file"
 
 
-def _flatten(tree: Mapping[Any, Any], section: type, prefix: str, out: tuple[str, Flat]) -> None:
-    """Write a nested tree into out[1] as full keys set by out[0], refusing keys the schema does not have."""
-    origin, flat = out
-    known = hints(section)
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if name not in known:
-            _refuse_unknown(key, origin)
-        elif not is_section(known[name]):
-            flat[key] = (value, origin)
-        elif isinstance(value, Mapping):
-            _flatten(value, known[name], f"{key}.", out)
-        elif value is not None:  # `lora:` with every line below it commented out is an empty section
-            refuse(key, f"{value!r} cannot be given to a section; set {_example(key)}", {key: origin})
+class _Flattener:
+    """Writes a nested tree into `flat` as full keys set by `origin`, refusing keys that `schema` does not have."""
+
+    def __init__(self, schema: type, origin: str, flat: Flat) -> None:
+        self.schema, self.origin, self.flat = schema, origin, flat
+
+    def add(self, tree: Mapping[Any, Any], section: type, prefix: str) -> None:
+        known = hints(section)
+        for name, value in tree.items():
+            key = f"{prefix}{name}"
+            if name not in known:
+                _refuse_unknown(key, self.origin, self.schema)
+            elif not is_section(known[name]):
+                self.flat[key] = (value, self.origin)
+            elif isinstance(value, Mapping):
+                self.add(value, known[name], f"{key}.")
+            elif value is not None:  # `lora:` with every line below it commented out is an empty section
+                problem = f"{value!r} cannot be given to a section; set {_example(key, self.schema)}"
+                refuse(key, problem, {key: self.origin})
 
 
-def _example(section: str) -> str:
-    return next(key for key in LEAVES if key.startswith(f"{section}."))
+def _example(section: str, schema: type) -> str:
+    return next(key for key in _leaves(schema) if key.startswith(f"{section}."))
 
 
-def _refuse_unknown(key: str, origin: str) -> None:
-    if key in LEAVES:
+def _refuse_unknown(key: str, origin: str, schema: type) -> None:
+    if key in _leaves(schema):
         section, _, leaf = key.rpartition(".")
         refuse(key, f"write it nested: {leaf} below {section}:", {key: origin})
-    refuse(key, f"no such key{suggestion(key, list(LEAVES))}", {key: origin})
+    refuse(key, f"no such key{suggestion(key, list(_leaves(schema)))}", {key: origin})
 
 
-def _read_overrides(overrides: Sequence[str]) -> Flat:
+def _read_overrides(overrides: Sequence[str], schema: type) -> Flat:
     flat: Flat = {}
     for text in overrides:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not key:
             raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value; write for example seed=1")
-        if key not in LEAVES:
-            if any(known.startswith(f"{key}.") for known in LEAVES):
-                refuse(key, f"is a section; set {_example(key)}=…", {key: COMMAND_LINE})
-            _refuse_unknown(key, COMMAND_LINE)
-        flat[key] = (_parse_override(key, value), COMMAND_LINE)
+        if key not in _leaves(schema):
+            if any(known.startswith(f"{key}.") for known in _leaves(schema)):
+                refuse(key, f"is a section; set {_example(key, schema)}=…", {key: COMMAND_LINE})
+            _refuse_unknown(key, COMMAND_LINE, schema)
+        flat[key] = (_parse_override(key, value, _leaves(schema)[key]), COMMAND_LINE)
     return flat
 
 
-def _parse_override(key: str, text: str) -> Any:
+def _parse_override(key: str, text: str, hint: Any) -> Any:
     """Text stays text where the field is text (`experiment=2024`); elsewhere it is read as in a YAML file."""
-    if "${" in text or _takes_text(LEAVES[key], text):
+    if "${" in text or _takes_text(hint, text):
         return text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
@@ -158,9 +175,9 @@ def _takes_text(hint: Any, text: str) -> bool:
     return hint is str or (get_origin(hint) is Literal and isinstance(get_args(hint)[0], str))
 
 
-def _resolve(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+def _resolve(schema: type, given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
     """The whole tree, defaults below the given values, with every `${…}` replaced."""
-    tree = _plain(asdict(ExperimentConfig()))
+    tree = _plain(asdict(schema()))
     for key, value in given.items():
         *sections, leaf = key.split(".")
         place = tree

@@ -1,0 +1,1 @@
+"""The Ray Serve application: assembly and generation for many users over HTTP. Start it with `serve.app:build`."""

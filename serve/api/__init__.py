@@ -1,0 +1,1 @@
+"""The HTTP layer: one FastAPI application, the same under a test client and under Ray Serve."""

@@ -1,0 +1,77 @@
+"""The pool as it is now, for new assemblies, and as it was at the versions that recipes name."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from perpcs.assembly.merge import adapter_from_recipe
+from perpcs.assembly.pieces import PartialPieces
+from perpcs.errors import MismatchError
+from perpcs.lora.bank import Adapter
+from perpcs.records import Recipe
+from serve.errors import StaleRecipeError
+from storage.cache import PieceCache
+from storage.lance_pieces import LancePieces
+from storage.layout import Paths
+from storage.pool import Pool
+
+STALE = "the assembled model was made with pieces or a base that are gone; assemble it again"
+
+
+class ServedPool:
+    """Thread-safe. A sharer who withdraws is chosen no more from the next assembly on, on every replica."""
+
+    def __init__(self, paths: Paths, fingerprint: str, *, cache_bytes: int) -> None:
+        """Raises StoreError when there is no pool, MismatchError when it was made with another base."""
+        self.fingerprint = fingerprint
+        self.cache = PieceCache(cache_bytes)
+        self._folder = paths.indexes
+        self._pool = Pool.open(paths.pool)
+        if self._pool.spec.fingerprint != fingerprint:
+            raise MismatchError(
+                f"{paths.pool}: was made with base {self._pool.spec.fingerprint}, the experiment's base is "
+                f"{fingerprint}; train the sharers again"
+            )
+        self.spec = self._pool.spec
+        self._lock = threading.Lock()
+        self._views: dict[int, LancePieces] = {}
+        self._version = 0
+
+    def now(self, tenant: str) -> PartialPieces:
+        """What a tenant's users are assembled from: sharers of nobody in particular, and the tenant's own."""
+        with self._lock:
+            self._refresh()
+            pieces = self._at(self._version)
+        allowed = pieces.view.of_tenants("", tenant)
+        return PartialPieces(pieces, np.repeat(allowed[:, None], len(self.spec.projections), axis=1))
+
+    def adapter(self, recipe: Recipe) -> Adapter:
+        """What a recipe stands for. Raises StaleRecipeError when that cannot be made any more."""
+        pieces = self.at(recipe.pool_version)
+        used = np.unique(recipe.ordinals[recipe.codes != 0])
+        if recipe.fingerprint != self.fingerprint or any(not pieces.ids[ordinal] for ordinal in used):
+            raise StaleRecipeError(f"recipe: {STALE}")
+        return adapter_from_recipe(recipe, pieces)
+
+    def at(self, version: int) -> LancePieces:
+        """The pool at a version."""
+        with self._lock:
+            self._refresh()
+            return self._at(version)
+
+    def _refresh(self) -> None:
+        roll = self._pool.log.refresh()
+        if self._pool.log.version != self._version:
+            # Who withdrew or was erased meanwhile is so in older views too.
+            self._views.clear()
+            self.cache.forget(set(roll.left) | set(roll.erased))
+            self._version = self._pool.log.version
+
+    def _at(self, version: int) -> LancePieces:
+        if version not in self._views:
+            if len(self._views) >= 8:
+                self._views.pop(next(iter(self._views)))
+            self._views[version] = LancePieces(self._pool.view(version, cache=self.cache), self._folder)
+        return self._views[version]
