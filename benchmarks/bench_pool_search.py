@@ -1,16 +1,19 @@
 """Search for users over all projections of a 32-layer model with q, k, v, o: 128 searches with d = 4,096, top 3.
 
 Keys are random (the worst case for an approximate index) or clustered (8 sharers to a cluster, as users of one
-archetype are). For each size: FAISS as the pool uses it, flat and approximate, torch by brute force, and Lance's own
-vector index. A few indexes are built and visited in turn: together they are larger than the processor's cache, so
-that costs as much as 128 of them.
+archetype are). For each size: FAISS as the pool uses it, flat and approximate, in single and half precision, torch by
+brute force, and Lance's own vector index. A few indexes are built and visited in turn: together they are larger than
+the processor's cache, so that costs as much as 128 of them. As in `PoolIndex.search_many`, several projections are
+searched at the same time, each by one thread; torch has as many threads for its one product.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import lance
@@ -30,8 +33,10 @@ MEMORY = 2.2 * 2**30
 def main() -> None:
     arguments = bench_arguments(__doc__)
     sizes = (1_000, 10_000, 100_000) if arguments.full else (1_000,)
-    torch.set_num_threads(faiss.omp_get_max_threads())
-    result: dict = {"d": D, "searches": SEARCHES, "k": K, "threads": faiss.omp_get_max_threads(), "sizes": {}}
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(1)
+    result: dict = {"d": D, "searches": SEARCHES, "k": K, "threads": threads, "sizes": {}}
     for n in sizes:
         for kind in ("random", "clustered") if n < 100_000 else ("clustered",):
             result["sizes"][f"{n}_{kind}"] = measure(n, kind)
@@ -71,17 +76,19 @@ def measure(n: int, kind: str) -> dict:
     def brute(i: int, u: int) -> torch.Tensor:
         return torch.topk(torch.from_numpy(users[i % count][:u]) @ held[i % count].T, K).indices
 
-    found["torch"] = times(brute, n)
+    found["torch"] = times(brute, n, threads=1)
     if n <= 10_000:
         found["lance_ivf_flat"] = lance_index(stacks[0], users[0], exact[0])
     return found
 
 
-def times(search: Callable, n: int) -> dict:
+def times(search: Callable, n: int, *, threads: int | None = None) -> dict:
     """One user alone; 32 users at once, per user. Above 1,000 sharers fewer searches are timed and stated for 128."""
     count = max(8, SEARCHES * 1000 // n)
-    alone = timed(lambda: [search(i, 1) for i in range(count)], repeats=3)
-    batch = timed(lambda: [search(i, BATCH) for i in range(max(count // 4, 4))], repeats=1)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        alone = timed(lambda: list(pool.map(lambda i: search(i, 1), range(count))), repeats=3)
+        some = range(max(count // 4, 4))
+        batch = timed(lambda: list(pool.map(lambda i: search(i, BATCH), some)), repeats=1)
     return {
         "one_user_ms": round(median(alone) * SEARCHES / count, 1),
         "per_user_of_32_ms": round(median(batch) * SEARCHES / max(count // 4, 4) / BATCH, 1),
@@ -100,7 +107,7 @@ def lance_index(stack: np.ndarray, queries: np.ndarray, exact: np.ndarray) -> di
 
         def search(query: np.ndarray) -> np.ndarray:
             near = {"column": "v", "q": query, "k": K, "nprobes": max(lists // 8, 1)}
-            return table.to_table(columns=[], nearest=near, with_row_id=True)["_rowid"].to_numpy()
+            return table.to_table(columns=["_distance"], nearest=near, with_row_id=True)["_rowid"].to_numpy()
 
         search(queries[0])
         taken = timed(lambda: search(queries[0]), repeats=10)
@@ -115,12 +122,17 @@ def lance_index(stack: np.ndarray, queries: np.ndarray, exact: np.ndarray) -> di
 def kinds(n: int) -> list[IndexSettings]:
     """Flat first: the others are measured against it. A graph over 100,000 takes half an hour to build."""
     lists = max(int(np.sqrt(n)), 1)
-    ivf = IndexSettings("ivf", lists=lists, probes=max(lists // 8, 1))
-    return [IndexSettings("flat"), ivf] + ([IndexSettings("hnsw")] if n <= 10_000 else [])
+    by_numbers = [
+        IndexSettings(kind, lists=lists, probes=max(lists // 8, 1), numbers=numbers)
+        for kind in ("flat", "ivf")
+        for numbers in ("float32", "float16")
+    ]
+    return by_numbers + ([IndexSettings("hnsw")] if n <= 10_000 else [])
 
 
 def name_of(settings: IndexSettings) -> str:
-    return f"ivf_{settings.lists}_probes_{settings.probes}" if settings.kind == "ivf" else settings.kind
+    name = f"ivf_{settings.lists}_probes_{settings.probes}" if settings.kind == "ivf" else settings.kind
+    return name if settings.numbers == "float32" else f"{name}_half"
 
 
 def build(settings: IndexSettings, stack: np.ndarray) -> faiss.Index:

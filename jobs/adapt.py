@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from jobs.cli import stage_main
@@ -15,12 +14,13 @@ from jobs.runtime import run_remote
 from perpcs.config import ExperimentConfig
 from perpcs.errors import DataError
 from perpcs.model.adapt import adapt, unbanked
-from perpcs.model.base import banked, load_causal_lm, save_base
+from perpcs.model.base import FINGERPRINT_FILE, banked, load_causal_lm, save_base
 from perpcs.model.tiny import new_llama, pretrain, train_tokenizer
 from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
 from perpcs.population.tasks import Task, get_task
 from perpcs.records import User
 from perpcs.seeds import rng
+from storage.folders import written_folder
 from storage.layout import Paths
 from storage.population import read_split, read_task
 
@@ -37,19 +37,24 @@ def make_base(cfg: ExperimentConfig, paths: Paths) -> Info:
     users = read_split(paths.population, "base")
     task = get_task(read_task(paths.population))
     model, tokenizer, info = _tiny(cfg, task, users) if cfg.base.model == "tiny" else _foreign(cfg)
-    save_base(model, tokenizer, Path(paths.raw_base))
+    _save(model, tokenizer, paths.raw_base)
     base = banked(model, tokenizer, mark="", device=cfg.base.device, targets=cfg.lora.targets)
     if cfg.base.adapt.enabled:
         examples = adaptation_examples(Prompter(task, tokenizer, cfg.prompt), users, cfg)
         losses = adapt(base.model, examples, cfg.base.adapt, seed=cfg.seed)
         info |= {"adaptation_examples": len(examples), "adaptation_loss": round(losses.final(0), 4)}
-    mark = save_base(unbanked(base.model), tokenizer, Path(paths.base))
+    mark = _save(unbanked(base.model), tokenizer, paths.base)
     return {
         **info,
         "fingerprint": mark,
         "mark": mark,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def _save(model: Any, tokenizer: Any, uri: str) -> str:
+    with written_folder(uri, named_by=FINGERPRINT_FILE) as folder:
+        return save_base(model, tokenizer, folder)
 
 
 def _foreign(cfg: ExperimentConfig) -> tuple[Any, Any, Info]:

@@ -11,12 +11,15 @@ import inspect
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.terminal import configure_logging
 from perpcs.config import ExperimentConfig, Setting, describe, load_config
 from perpcs.errors import PerpcsError
+from storage.files import is_remote, read_text
 
 DONE, DEFECT, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -42,17 +45,17 @@ def stage_main(
 
     def work() -> None:
         arguments = _parser(description, listings or {}).parse_args(argv)
-        stage(load_config(arguments.config, arguments.overrides))
+        stage(read_config(arguments.config, arguments.overrides))
 
     return guarded(work)
 
 
-def guarded(work: Callable[[], Any]) -> int:
-    """Do a program's work; returns its exit status (see the module)."""
+def guarded(work: Callable[[], int | None]) -> int:
+    """Do a program's work; returns what it returns (None: 0), or the status of its end (see the module)."""
     configure_logging()
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        work()
+        return work() or DONE
     except PerpcsError as error:
         return _say(_one_line(error), MISTAKE)
     except _Terminated:
@@ -66,7 +69,16 @@ def guarded(work: Callable[[], Any]) -> int:
         return DEFECT
     finally:
         signal.signal(signal.SIGTERM, before)
-    return DONE
+
+
+def read_config(path: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """The config of a file, or of an object such as an experiment's own config.yaml."""
+    if not is_remote(path):
+        return load_config(path, overrides)
+    with tempfile.TemporaryDirectory(prefix="perpcs-") as folder:
+        copy = Path(folder, path.rsplit("/", 1)[-1])
+        copy.write_text(read_text(path), "utf-8")
+        return load_config(copy, overrides)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -80,10 +92,13 @@ def _on_sigterm(signum: int, frame: object) -> NoReturn:
 class Parser(argparse.ArgumentParser):
     """Refuses in one line."""
 
+    wanted = "name a config file, e.g. {} configs/quickstart.yaml"
+    """What to say when an argument is missing; {} is the program."""
+
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
+        """Raises PerpcsError."""
         if message.startswith("the following arguments are required"):
-            message = f"name a config file, e.g. {self.prog} configs/quickstart.yaml"
+            message = self.wanted.format(self.prog)
         raise PerpcsError(f"{self.prog}: {message}; see --help")
 
 

@@ -13,9 +13,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from jobs.fleet_types import FleetEvent, ForeignError, News, Order, PackReport, Plan
+from jobs.fleet_types import FleetEvent, ForeignError, Kind, News, Order, PackReport, Plan
 from jobs.leases import Lease, LeaseBook, even_packs
 from perpcs.errors import ConfigError, MismatchError, PerpcsError, StoreError
+
+NOBODY = Lease("", ())
+NOTHING = PackReport(())
 
 
 def verdict(error: BaseException) -> Literal["fatal", "ill", "pack"]:
@@ -31,7 +34,8 @@ def verdict(error: BaseException) -> Literal["fatal", "ill", "pack"]:
 
 
 class Coordinator:
-    """See the module. todo: reads the store; the users that are selected and not committed, in order."""
+    """See the module. todo: reads the store; the users that are selected and not committed, in order. on_event: told
+    of everything, beside the news."""
 
     def __init__(
         self,
@@ -40,7 +44,9 @@ class Coordinator:
         *,
         restarted: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        on_event: Callable[[FleetEvent], None] = lambda event: None,
     ) -> None:
+        self._on_event = on_event
         self._todo = todo
         self._plan = plan
         self._clock = clock
@@ -55,6 +61,8 @@ class Coordinator:
         self._asked: dict[str, bool] = {}
         self._failures_in_a_row = 0
         self._barren_packs = 0
+        self._next_look = float("-inf")
+        self._reported: set[str] = set()
         self._error: Exception | None = None
         self._dismissed = False
         self._events: list[FleetEvent] = []
@@ -69,16 +77,18 @@ class Coordinator:
         elif self._asked.get(worker) is False:
             self._count_failure(worker, PerpcsError("its process died before it could load the base model"))
         self._asked[worker] = False
-        self._tell("joined", f"worker {worker} runs ({where})", worker=worker)
+        self._tell("joined", f"worker {worker} runs ({where})", worker)
 
     def order(self, worker: str) -> Order:
         """The next pack for a worker."""
         self._asked[worker] = True
-        for silent, held in self._book.silent(self._clock(), self._plan.lost_s):
-            self._take_back(silent, held, f"its worker was silent for {self._plan.lost_s:g} s")
+        self._look_for_silent(self._clock())
         if self._over:
             return Order(stop=True)
-        return Order(self._book.lease(worker, self._clock()))
+        held, lease = self._book.held(worker), self._book.lease(worker, self._clock())
+        if lease is not None and lease != held:
+            self._tell("lease", f"worker {worker} trains {_counted(lease.users)}", worker, lease=lease)
+        return Order(lease)
 
     def beat(self, worker: str, lease: Lease) -> bool:
         """A worker's sign of life while it trains; False when its lease was given to somebody else."""
@@ -86,18 +96,21 @@ class Coordinator:
 
     def report(self, worker: str, lease: Lease, report: PackReport) -> None:
         """A pack's outcome."""
-        before = len(self._book.failed)
+        if lease.id in self._reported:
+            return  # calls may arrive twice
+        self._reported.add(lease.id)
+        before, known = len(self._book.failed), self._book.is_live(lease)
+        new = tuple(user for user in report.done if user not in self._book.done)
         again = self._book.settle(lease, report.done, report.failed)
         if report.done:
             self._failures_in_a_row = 0
         rate = len(report.done) / report.seconds if report.seconds else 0.0
         self._tell(
-            "pack",
+            "pack" if known else "late",
             f"worker {worker}: {_counted(report.done)} in {report.seconds:.1f} s ({rate:.1f} users/s)",
-            worker=worker,
-            users=report.done,
-            seconds=report.seconds,
-            tokens=report.tokens,
+            worker,
+            lease=Lease(lease.id, new),
+            report=report,
         )
         self._tell_outcome(worker, again, before, next(iter(report.failed.values()), ""))
 
@@ -142,9 +155,16 @@ class Coordinator:
     def _done(self) -> int:
         return self._done_before + len(self._book.done)
 
+    def _look_for_silent(self, now: float) -> None:
+        if now < self._next_look:
+            return
+        self._next_look = now + min(self._plan.beat_s, self._plan.lost_s / 4)
+        for silent, held in self._book.silent(now, self._plan.lost_s):
+            self._take_back(silent, held, f"its worker was silent for {self._plan.lost_s:g} s")
+
     def _take_back(self, worker: str, lease: Lease, why: str) -> None:
         text = f"worker {worker} is lost with {_counted(lease.users)} in work: {why}"
-        self._tell("lost", text, worker=worker, users=lease.users)
+        self._tell("lost", text, worker, lease=lease)
         self._blame(worker, lease, why)
 
     def _blame(self, worker: str, lease: Lease, error: str) -> None:
@@ -162,20 +182,28 @@ class Coordinator:
     def _tell_outcome(self, worker: str, again: list[str], failed_before: int, error: str) -> None:
         if again:
             text = f"{_counted(again)} will be tried again: {error}"
-            self._tell("retry", text, worker=worker, users=tuple(again))
+            self._tell("retry", text, worker, lease=Lease("", tuple(again)))
         for user, why in list(self._book.failed.items())[failed_before:]:
-            self._tell("failed", f"user {user} failed for good: {why}", worker=worker, users=(user,))
+            self._tell("failed", f"user {user} failed for good: {why}", worker, lease=Lease("", (user,)))
 
     def _count_failure(self, worker: str, error: Exception, *, fatal: bool = False) -> float:
         self._failures_in_a_row += 1
-        self._tell("ill", f"worker {worker}: {one_line(error)}", worker=worker)
+        self._tell("ill", f"worker {worker}: {one_line(error)}", worker)
         if fatal or self._failures_in_a_row >= self._plan.patience:
             self._error = self._error or error
         return min(self._plan.longest_pause_s, 0.25 * 2**self._failures_in_a_row)
 
-    def _tell(self, kind: str, text: str, **details: object) -> None:
-        counts = {"done": self._done, "failed": len(self._book.failed), "total": self._plan.total}
-        self._events.append(FleetEvent(kind, text, **counts, **details))  # type: ignore[arg-type]
+    def _tell(
+        self, kind: Kind, text: str, worker: str = "", *, lease: Lease = NOBODY, report: PackReport = NOTHING
+    ) -> None:
+        event = FleetEvent(
+            kind, text, worker, users=lease.users, lease=lease.id,
+            seconds=report.seconds, tokens=report.tokens,
+            commit_seconds=report.commit_seconds, memory=report.memory,
+            done=self._done, failed=len(self._book.failed), total=self._plan.total,
+        )  # fmt: skip
+        self._events.append(event)
+        self._on_event(event)
 
 
 def one_line(error: BaseException) -> str:

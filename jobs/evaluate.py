@@ -7,22 +7,22 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage, read_marker, stage_info
-from jobs.loading import open_base, open_pieces, open_prompter, own_adapters
+from jobs.loading import base_folder, open_base, open_pieces, open_prompter, own_adapters
 from jobs.preflight import check_methods
 from jobs.runtime import run_remote
 from jobs.summary import choices_of, cost_of, experiment_of
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
+from perpcs.errors import StoreError
 from perpcs.evaluation.comparisons import SummaryOptions
 from perpcs.evaluation.methods import METHODS, Method, get_methods, others, recipe_name
-from perpcs.evaluation.results import MethodOutput, write_results
+from perpcs.evaluation.results import MethodOutput, to_text
 from perpcs.evaluation.runner import Answers, answer
 from perpcs.evaluation.summary import build_results
 from perpcs.lora.bank import Adapter
@@ -72,15 +72,22 @@ class Evaluator:
         )  # fmt: skip
 
     def recipe(self, method: Method, user_id: str) -> Recipe:
-        """A target's stored recipe for a method."""
-        return RecipeStore(self.paths.recipes).get(user_id, recipe_name(method.rule, method.merge))
+        """A target's stored recipe for a method. Raises StoreError when it is not of the version that is evaluated."""
+        recipe = RecipeStore(self.paths.recipes).get(user_id, recipe_name(method.rule, method.merge))
+        if recipe.pool_version != self.pieces.version:
+            raise StoreError(
+                f"{self.paths.recipes}: the recipe of {user_id!r} is of pool version {recipe.pool_version} (rebuilt after "
+                f"a withdrawal?), the others are of {self.pieces.version}; run python -m jobs.pipeline to assemble all anew"
+            )
+        return recipe
 
     @property
     def pieces(self) -> LancePieces:
         """The pool at the version that the recipes were made from."""
         if self._pieces is None:
             version = stage_info(self.paths, "assemble", wanted_by="evaluate")["pool_version"]
-            self._pieces = open_pieces(self.paths, self.base, version=version)
+            checksums = self.cfg.pool.checksums
+            self._pieces = open_pieces(self.paths, self.base, version=version, checksums=checksums)
         return self._pieces
 
     def _recipe_adapter(self, method: Method, user_id: str) -> Adapter:
@@ -99,7 +106,7 @@ class Evaluator:
         return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in pieces.items()}
 
     def _raw(self) -> tuple[Base, Prompter]:
-        model, tokenizer = load_causal_lm(self.paths.raw_base, dtype=self.cfg.base.dtype)
+        model, tokenizer = load_causal_lm(str(base_folder(self.paths.raw_base)), dtype=self.cfg.base.dtype)
         base = banked(model, tokenizer, mark="", device=self.cfg.base.device, targets=self.cfg.lora.targets)
         return base, Prompter(self.prompter.task, tokenizer, self.cfg.prompt)
 
@@ -115,7 +122,7 @@ def run(cfg: ExperimentConfig, paths: Paths) -> Info:
         choices=choices,
         options=SummaryOptions(resamples=cfg.evaluate.resamples, labels=task.labels),
     )
-    write_results(results, Path(paths.results))
+    write_text(paths.results, to_text(results))
     return {"methods": list(cfg.evaluate.methods), "queries": len(outputs[0].golds)}
 
 

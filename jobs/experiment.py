@@ -1,4 +1,4 @@
-"""One experiment folder: where everything is, and which stages are finished with which settings.
+"""One experiment: where everything is, and which stages are finished with which settings.
 
 A stage that is finished with the same settings, over the same earlier stages, is not run again. One that costs
 training is never redone over old results: changed settings are refused, with the difference.
@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.claim import claim
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.errors import ConfigError, StoreError
 from storage.files import exists, read_json, write_json
 from storage.layout import Paths
 
-HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "evaluate.batch",
+HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "pool.checksums", "evaluate.batch",
        "assembly.items_per_pass", "assembly.fit.pack")  # fmt: skip
 """Settings that change how the work is done and not what comes out (beyond float noise): free to change at any time."""
 
@@ -63,8 +64,8 @@ class Stage:
             return False
         if self.mark is not None and self.mark(paths) != marker["info"].get("mark"):
             return False
-        return all(is_finished(paths, name) for name in self.needs) and bool(
-            marker["inputs"] == self._inputs(cfg, paths)
+        return all(is_finished(paths, name) for name in self.needs) and not self._changes(
+            marker["inputs"], self._inputs(cfg, paths)
         )
 
     def refuse(self, cfg: ExperimentConfig) -> None:
@@ -84,6 +85,10 @@ class Stage:
             log.info("%s: already done", self.title)
             return stage_info(paths, self.name, wanted_by=self.name)
         self._refuse_change(paths, inputs)
+        with claim(paths):
+            return self._work(cfg, paths, self._as_recorded(paths, inputs))
+
+    def _work(self, cfg: ExperimentConfig, paths: Paths, inputs: Info) -> Info:
         if self.grows or self._marker(paths) is not None:
             write_json(paths.marker(self.name), {"inputs": inputs, "finished": False, "info": {}})
         started = time.monotonic()
@@ -108,10 +113,22 @@ class Stage:
             return
         old = marker["inputs"]
         whole = any(key.startswith("stage ") for key in inputs)
-        keys = [k for k in {**old, **inputs} if whole or not k.startswith("stage ")]
-        changed = [k for k in keys if old.get(k) != inputs.get(k)]
+        changed = [k for k in self._changes(old, inputs) if whole or not k.startswith("stage ")]
         if changed and (marker["finished"] or self.grows):
-            raise ConfigError(_changed(self, paths.root, changed, (old, inputs)))
+            raise ConfigError(_changed(self, paths.root, changed, (self._filled(old), inputs)))
+
+    def _changes(self, old: Info, new: Info) -> list[str]:
+        """Keys whose values differ. A setting that the program did not have yet counts with its default of today."""
+        before = self._filled(old)
+        return [key for key in {**before, **new} if before.get(key) != new.get(key)]
+
+    def _filled(self, inputs: Info) -> Info:
+        return {**self._settings(ExperimentConfig()), **inputs}
+
+    def _as_recorded(self, paths: Paths, inputs: Info) -> Info:
+        """Inputs as they were recorded, where none differs: later stages hold a digest of the record."""
+        marker = self._marker(paths)
+        return inputs if marker is None or self._changes(marker["inputs"], inputs) else dict(marker["inputs"])
 
     def _settings(self, cfg: ExperimentConfig) -> Info:
         return {key: value for key, value in _plain(cfg).items() if _covers(self.settings, key)}

@@ -8,13 +8,16 @@ Ray Train worker group whose replicas are independent (`ray.fleet: train`), or p
 
 from __future__ import annotations
 
-import logging
+import os
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from jobs.coordinator import Coordinator
+from jobs.coordinator import Coordinator, one_line
 from jobs.fleet_types import FleetEvent, FleetReport, News, PackWorker, Plan
+from jobs.metrics import FleetMetrics
 from jobs.runtime import connect, fetch
 from perpcs.config.schema import RayConfig
 
@@ -22,8 +25,6 @@ POLL_S = 0.25
 """Between two looks of the driver at the news."""
 PATIENCE_S = 30.0
 """Without any worker running, after which the log says what is waited for."""
-
-log = logging.getLogger(__name__)
 
 
 class Crew(Protocol):
@@ -43,13 +44,14 @@ def run_fleet(
     pack: int,
     cfg: RayConfig,
     on_event: Callable[[FleetEvent], None],
+    stage: str = "fleet",
 ) -> FleetReport:
     """Train and commit all users of `todo()`; returns at once, without Ray, when there are none.
 
     make_worker: called once in every worker process; loads the base. todo: reads the store and returns
     the users that are selected and not committed; called here and in the coordinator, so it must pickle.
     pack: most users in one `PackWorker.run`. on_event: called in this thread for everything worth a log
-    line.
+    line. stage: tag of the metrics.
 
     A failing user is retried and then reported in `FleetReport.failed`; it never ends the fleet. Raises
     what made training impossible altogether: a PerpcsError of `make_worker`, a pool that does not match,
@@ -59,8 +61,9 @@ def run_fleet(
     if not users:
         return FleetReport()
     started = time.monotonic()
-    plan = Plan(total=len(users), pack=pack, workers=min(cfg.workers, len(users)), retries=cfg.retries)
-    with connect(cfg):
+    workers = min(cfg.workers, len(users))
+    plan = Plan(total=len(users), pack=pack, workers=workers, retries=cfg.retries, stage=stage)
+    with _told(plan, on_event), connect(cfg):
         coordinator = _start_coordinator(todo, plan)
         crew = _start_crew(coordinator, make_worker, plan, cfg)
         try:
@@ -73,6 +76,19 @@ def run_fleet(
     if news.error is not None:
         raise news.error
     return _account(users, todo(), news.failed, seconds=time.monotonic() - started, workers=plan.workers)
+
+
+@contextmanager
+def _told(plan: Plan, on_event: Callable[[FleetEvent], None]) -> Iterator[None]:
+    """The driver's own two events; without the second, the driver was killed."""
+    where = f"driver on {socket.gethostname()}, process {os.getpid()}"
+    on_event(FleetEvent("began", f"{where}: {plan.total} users for {plan.workers} workers", total=plan.total))
+    try:
+        yield
+    except BaseException as error:
+        on_event(FleetEvent("ended", f"{where} stops: {one_line(error)}", total=plan.total))
+        raise
+    on_event(FleetEvent("ended", f"{where} has no more to do", total=plan.total))
 
 
 class RemoteDesk:
@@ -91,7 +107,8 @@ class _CoordinatorActor(Coordinator):
     def __init__(self, todo: Callable[[], Sequence[str]], plan: Plan) -> None:
         import ray
 
-        super().__init__(todo, plan, restarted=ray.get_runtime_context().was_current_actor_reconstructed)
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        super().__init__(todo, plan, restarted=restarted, on_event=FleetMetrics(plan.stage).record)
 
 
 def _start_coordinator(todo: Callable[[], Sequence[str]], plan: Plan) -> Any:

@@ -18,6 +18,10 @@ class PackReport:
     failed: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     tokens: int = 0
+    commit_seconds: float = 0.0
+    """Of `seconds`, those spent writing to the store."""
+    memory: int = 0
+    """Most bytes of main memory that the worker has had so far."""
 
 
 class PackWorker(Protocol):
@@ -40,6 +44,8 @@ class Plan:
     pack: int
     workers: int
     retries: int
+    stage: str = ""
+    """Tag of the metrics."""
     beat_s: float = 2.0
     """Between two signs of life of a worker."""
     lost_s: float = 30.0
@@ -59,16 +65,38 @@ class Plan:
         return 20 + 4 * self.workers
 
 
+Kind = Literal[
+    "began",
+    "joined",
+    "lease",
+    "pack",
+    "late",
+    "retry",
+    "failed",
+    "lost",
+    "ill",
+    "waiting",
+    "restarted",
+    "ended",
+]
+"""began, ended: a driver's run. joined: a worker. lease: it got a pack. pack: the pack is trained and committed; late:
+so it is, but its lease had been given to others. retry, failed: users. lost: a worker with what it held. ill: something
+around the work. restarted: the coordinator. waiting: for room in the cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class FleetEvent:
     """Something worth a line in the log. done, failed, total: users of this fleet so far."""
 
-    kind: Literal["started", "joined", "pack", "retry", "failed", "lost", "ill", "waiting", "restarted"]
+    kind: Kind
     text: str
     worker: str = ""
     users: tuple[str, ...] = ()
+    lease: str = ""
     seconds: float = 0.0
     tokens: int = 0
+    commit_seconds: float = 0.0
+    memory: int = 0
     done: int = 0
     failed: int = 0
     total: int = 0

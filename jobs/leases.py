@@ -51,6 +51,9 @@ class LeaseBook:
         self, packs: Iterable[Pack], *, retries: int, epoch: str = "0", quiet_until: float = float("-inf")
     ) -> None:
         self._queue = deque(packs)
+        self._users = frozenset(user for pack in self._queue for user in pack)
+        self._waiting = set(self._users)
+        """Users in the queue; whoever is in a queued pack and not in here has left it."""
         self._live: dict[str, _Live] = {}
         self._held: dict[str, Lease] = {}
         self._charges: Counter[str] = Counter()
@@ -58,27 +61,35 @@ class LeaseBook:
         self._retries = retries
         self._epoch = epoch
         self._quiet_until = quiet_until
-        self.total = sum(map(len, self._queue))
+        self.total = len(self._users)
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}
 
     @property
     def finished(self) -> bool:
         """Nothing waits and nobody works."""
-        return not self._queue and not self._live
+        return not self._waiting and not self._live
 
     def held(self, worker: str) -> Lease | None:
         """The worker's live lease."""
         return self._held.get(worker)
 
+    def is_live(self, lease: Lease) -> bool:
+        """Whether the lease is somebody's."""
+        return lease.id in self._live
+
     def lease(self, worker: str, now: float) -> Lease | None:
         """The worker's next pack, or the one it holds if it asks again; None when there is none just now."""
         if held := self._held.get(worker):
             return held
-        if not self._queue or now < self._quiet_until:
+        if not self._waiting or now < self._quiet_until:
             return None
+        pack: Pack = ()
+        while not pack:
+            pack = tuple(user for user in self._queue.popleft() if user in self._waiting)
+        self._waiting.difference_update(pack)
         self._granted += 1
-        return self._grant(Lease(f"{self._epoch}-{self._granted}", self._queue.popleft()), worker, now)
+        return self._grant(Lease(f"{self._epoch}-{self._granted}", pack), worker, now)
 
     def beat(self, worker: str, lease: Lease, now: float) -> bool:
         """A worker's sign of life; False when its lease is no longer its own.
@@ -88,9 +99,9 @@ class LeaseBook:
         if live := self._live.get(lease.id):
             live.seen = now
             return True
-        if now >= self._quiet_until or not {u for pack in self._queue for u in pack}.issuperset(lease.users):
+        if now >= self._quiet_until or not self._waiting.issuperset(lease.users):
             return False
-        self._withdraw(set(lease.users))
+        self._waiting.difference_update(lease.users)
         self._grant(lease, worker, now)
         return True
 
@@ -99,9 +110,10 @@ class LeaseBook:
 
         The outcome of a lease that was taken away meanwhile still counts for what it finished.
         """
-        self.done.update(done)
+        # A restarted book does not know users that were finished before it was made.
+        self.done.update(self._users.intersection(done))
         if not self._close(lease):
-            self._withdraw(set(done))
+            self._waiting.difference_update(done)
             return []
         errors = dict.fromkeys(lease.users, "its worker reported neither success nor failure") | dict(failed)
         return [user for user, error in errors.items() if user not in self.done and self._charge(user, error)]
@@ -118,13 +130,14 @@ class LeaseBook:
         if len(left) == 1:
             return [user for user in left if self._charge(user, error)]
         # To the head of the queue: the bad user is found while the good ones of its pack are still few.
-        self._queue.extendleft(half for half in (left[len(left) // 2 :], left[: len(left) // 2]) if half)
+        for half in (left[len(left) // 2 :], left[: len(left) // 2]):
+            self._wait(half, first=True)
         return list(left)
 
     def give_back(self, lease: Lease) -> None:
         """The pack goes back to the head of the queue as it is: what went wrong was not its fault."""
         if self._close(lease):
-            self._queue.appendleft(lease.users)
+            self._wait(tuple(user for user in lease.users if user not in self.done), first=True)
 
     def silent(self, now: float, longer_than: float) -> list[tuple[str, Lease]]:
         """(worker, lease) of those whose last sign of life is too long ago."""
@@ -148,9 +161,10 @@ class LeaseBook:
         if self._charges[user] > self._retries:
             self.failed[user] = error
             return False
-        self._queue.append((user,))
+        self._wait((user,), first=False)
         return True
 
-    def _withdraw(self, users: set[str]) -> None:
-        kept = (tuple(user for user in pack if user not in users) for pack in self._queue)
-        self._queue = deque(pack for pack in kept if pack)
+    def _wait(self, pack: Pack, *, first: bool) -> None:
+        if pack:
+            (self._queue.appendleft if first else self._queue.append)(pack)
+            self._waiting.update(pack)

@@ -10,10 +10,11 @@ from perpcs.assembly.assembler import Assembler
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.config import ExperimentConfig
 from perpcs.config.schema import AssemblyConfig
-from perpcs.model.base import Base, load_base
+from perpcs.model.base import FINGERPRINT_FILE, Base, load_base
 from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import PoolSpec, SharerAdapter
+from storage.folders import local_folder
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
 from storage.masks import sharer_subset, sharing_mask
@@ -21,10 +22,16 @@ from storage.pool import Pool
 from storage.population import read_task
 
 
+def base_folder(uri: str) -> Path:
+    """The files of `paths.base` or `paths.raw_base` on this machine; from an object store they are copied once."""
+    return local_folder(uri, named_by=FINGERPRINT_FILE)
+
+
 def open_base(cfg: ExperimentConfig, paths: Paths) -> Base:
     """The adapted base of the experiment with banked layers."""
     return load_base(
-        Path(paths.base), dtype=cfg.base.dtype, device=cfg.base.device, targets=cfg.lora.targets, layers=cfg.lora.layers
+        base_folder(paths.base), dtype=cfg.base.dtype, device=cfg.base.device, targets=cfg.lora.targets,
+        layers=cfg.lora.layers,
     )  # fmt: skip
 
 
@@ -46,9 +53,11 @@ def pool_spec(cfg: ExperimentConfig, base: Base, *, keys: bool, history_dim: int
     )
 
 
-def open_pieces(paths: Paths, base: Base, *, version: int | None = None) -> LancePieces:
+def open_pieces(
+    paths: Paths, base: Base, *, version: int | None = None, checksums: bool = False
+) -> LancePieces:
     """The pool at a version (default: now). Raises MismatchError when it was made with another base."""
-    return LancePieces.open(paths, base.fingerprint, version=version)
+    return LancePieces.open(paths, base.fingerprint, version=version, checksums=checksums)
 
 
 def shared_part(pieces: Pieces, assembly: AssemblyConfig, *, seed: int) -> Pieces:
@@ -70,7 +79,8 @@ def open_assembler(
     cfg: ExperimentConfig, paths: Paths, base: Base, *, version: int | None = None
 ) -> Assembler:
     """All rules over the experiment's pool at a version (default: now)."""
-    pieces = shared_part(open_pieces(paths, base, version=version), cfg.assembly, seed=cfg.seed)
+    whole = open_pieces(paths, base, version=version, checksums=cfg.pool.checksums)
+    pieces = shared_part(whole, cfg.assembly, seed=cfg.seed)
     prompter = open_prompter(cfg, paths, base)
     return Assembler(base, prompter, pieces, config=cfg.assembly, encoder=cfg.select.encoder, seed=cfg.seed)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from jobs.events import EventLog, read_events
 from jobs.experiment import Info
 from jobs.fleet import run_fleet
 from jobs.fleet_types import FleetEvent, PackReport, PackWorker
@@ -31,6 +31,7 @@ from storage.files import exists
 from storage.layout import Paths
 from storage.pool import Pool
 from storage.population import read_users
+from storage.sharers import sharers_uri
 
 Trained = tuple[list[SharerAdapter], dict[str, str]]
 """(finished adapters, reason by id of the users that could not be trained)."""
@@ -38,6 +39,8 @@ Trained = tuple[list[SharerAdapter], dict[str, str]]
 
 class PoolWorker:
     """Trains packs and commits them: `train` gives the finished adapters of users that have examples."""
+
+    _pool: Pool | None = None
 
     def __init__(self, cfg: ExperimentConfig, paths: Paths, *, uri: str) -> None:
         self.cfg, self.paths, self.uri = cfg, paths, uri
@@ -47,18 +50,28 @@ class PoolWorker:
 
     def run(self, user_ids: Sequence[str]) -> PackReport:
         """See `jobs.fleet_types.PackWorker`."""
-        started, decided = time.monotonic(), self.version()
-        users = read_users(self.paths.population, user_ids)
+        started = time.monotonic()
+        settled, decided = self.settled()
+        users = read_users(self.paths.population, [user for user in user_ids if user not in settled])
         data = {user.id: UserData(user.id, tuple(self.prompter.history(user))) for user in users}
         failed = {u: "no history item with an output to train on" for u, d in data.items() if not d.examples}
         able = [user for user in users if user.id not in failed]
         adapters, refused = self.train(able, [data[user.id] for user in able]) if able else ([], {})
-        failed |= refused
-        if adapters:
-            self.pool(adapters).commit(adapters, decided=decided)
-        done = tuple(adapter.user_id for adapter in adapters)
-        tokens = trained_tokens([data[user] for user in done], self.visits)
-        return PackReport(done=done, failed=failed, seconds=time.monotonic() - started, tokens=tokens)
+        trained_at = time.monotonic()
+        # Again: a worker that was thought dead may have been faster. Its adapters differ by float noise, and count.
+        settled, _ = self.settled()
+        if new := [adapter for adapter in adapters if adapter.user_id not in settled]:
+            self.pool(new).commit(new, decided=decided)
+        return PackReport(
+            done=tuple(
+                user for user in user_ids if user in settled or user in {adapter.user_id for adapter in new}
+            ),
+            failed=failed | refused,
+            seconds=time.monotonic() - started,
+            tokens=trained_tokens([data[adapter.user_id] for adapter in adapters], self.visits),
+            commit_seconds=time.monotonic() - trained_at,
+            memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        )
 
     @property
     def visits(self) -> int:
@@ -75,15 +88,22 @@ class PoolWorker:
             model_planner(self.base.model, rank=self.cfg.lora.rank, batch=batch, memory=self.memory)
         )
 
-    def version(self) -> int:
-        """The pool's version now: whoever withdraws after it, while they are trained, is not committed."""
-        return Pool.open(self.uri).view().version if exists(self.uri) else 0
+    def settled(self) -> tuple[frozenset[str], int]:
+        """(who is in the pool by now, through whomever; the pool's version). Whoever withdraws after that version, while
+        they are trained, is not committed.
+        """
+        if self._pool is None and exists(sharers_uri(self.uri)):
+            self._pool = Pool.open(self.uri)
+        return (self._pool.committed(), self._pool.log.version) if self._pool else (frozenset(), 0)
 
     def pool(self, adapters: Sequence[SharerAdapter]) -> Pool:
         """The pool to commit to; made by the first worker that gets here."""
         keys = bool(adapters[0].history_key.size)
         spec = pool_spec(self.cfg, self.base, keys=keys, history_dim=adapters[0].history_key.size)
-        return Pool.open_or_create(self.uri, spec=spec, dtype=self.cfg.pool.dtype if keys else "float32")
+        self._pool = Pool.open_or_create(
+            self.uri, spec=spec, dtype=self.cfg.pool.dtype if keys else "float32"
+        )
+        return self._pool
 
 
 class SharerWorker(PoolWorker):
@@ -157,38 +177,23 @@ def train_missing(
 ) -> Info:  # fmt: skip
     """Train what is missing with the fleet. Raises DataError when users failed, after all others are committed."""
     todo = partial(missing, uri, wanted)
-    log_path = Path(paths.events)
-    with fleet_progress(what, len(todo())) as show:
+    with EventLog(paths) as events, fleet_progress(what, len(todo())) as show:
 
         def on_event(event: FleetEvent) -> None:
-            append_event(log_path, what, event)
+            events.append({"stage": what, **asdict(event)})
             show(event)
 
-        report = run_fleet(worker, todo=todo, pack=pack, cfg=cfg.ray, on_event=on_event)
+        report = run_fleet(worker, todo=todo, pack=pack, cfg=cfg.ray, on_event=on_event, stage=what)
     if report.failed:
         user, reason = next(iter(report.failed.items()))
         raise DataError(
             f"{what}: {len(report.failed)} users could not be trained, e.g. {user}: {reason}; the others are committed"
         )
-    return {"mark": Pool.open(uri).header.id, "users": len(wanted()), **spent(log_path, what)}
+    return {"mark": Pool.open(uri).header.id, "users": len(wanted()), **spent(paths, what)}
 
 
-def append_event(path: Path, what: str, event: FleetEvent) -> None:
-    """One JSON line in the experiment's event log."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"stage": what, **asdict(event)}, ensure_ascii=False)
-    with path.open("a", encoding="utf-8") as log:
-        log.write(line + "\n")
-
-
-def spent(path: Path, what: str) -> Info:
+def spent(paths: Paths, what: str) -> Info:
     """Seconds and tokens of all packs of a stage, over every run that worked on it."""
-    total = {"pack_seconds": 0.0, "tokens": 0}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        event = json.loads(line)
-        if event["stage"] == what:
-            total = {
-                "pack_seconds": total["pack_seconds"] + event["seconds"],
-                "tokens": total["tokens"] + event["tokens"],
-            }
-    return {"pack_seconds": round(total["pack_seconds"], 3), "tokens": total["tokens"]}
+    packs = [e for e in read_events(paths) if e.get("stage") == what and e.get("kind") in ("pack", "late")]
+    seconds, tokens = (sum(e[name] for e in packs) for name in ("seconds", "tokens"))
+    return {"pack_seconds": round(seconds, 3), "tokens": tokens}

@@ -7,9 +7,10 @@ interruption the same command goes on where it stopped.
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from jobs import adapt, assemble, evaluate, index, ingest, report, select_sharers, train_own, train_sharers
+from jobs.claim import claim
 from jobs.cli import stage_main
 from jobs.runtime import connect
 from perpcs.config import ExperimentConfig, to_yaml
@@ -25,9 +26,15 @@ def main(cfg: ExperimentConfig) -> None:
     if any(method.uses == "own" for method in methods):
         before.append(train_own)
     stages = [module.STAGE for module in [*before, index, assemble, evaluate]]
-    with connect(cfg.ray) if not all(stage.finished(cfg) for stage in stages) else nullcontext():
+    paths = Paths.of(cfg.experiment)
+    with ExitStack() as held:
+        todo = not all(stage.finished(cfg) for stage in stages)
+        if todo:
+            held.enter_context(connect(cfg.ray))
         for stage in stages:
             stage.refuse(cfg)
+        if todo:
+            held.enter_context(claim(paths))  # not before: it writes
         for stage in stages:
             stage.do(cfg)
     _keep_config(cfg)

@@ -57,16 +57,18 @@ def show_stats(arguments: Arguments) -> None:
 
 
 def check(arguments: Arguments) -> int:
-    """Read every piece and compare it with its checksum; exit status 1 when anything is damaged or left over."""
-    found = verify(Pool.open(arguments.pool))
+    """Read every piece and compare it with its checksum; look for rows of erased sharers in every file.
+
+    Exit status 1 when anything is damaged or left over.
+    """
+    found = verify(Pool.open(arguments.pool), index_folders=arguments.index)
     _print(found)
     return DEFECT if found.problems else DONE
 
 
 def show_diff(arguments: Arguments) -> None:
-    """Sharers added, removed and replaced between two versions or tags."""
-    a, b = (int(v) if v.isdigit() else v for v in (arguments.a, arguments.b))
-    _print(describe.diff(Pool.open(arguments.pool), a, b))
+    """Sharers added, removed and replaced between two versions or tags; B is the newest version by default."""
+    _print(describe.diff(Pool.open(arguments.pool), _version(arguments.a), _version(arguments.b)))
 
 
 def set_tag(arguments: Arguments) -> None:
@@ -136,10 +138,8 @@ def run_mend(arguments: Arguments) -> None:
 
 def run_export(arguments: Arguments) -> None:
     """Write a version as Parquet files to a new folder."""
-    version = (
-        int(arguments.version) if arguments.version and arguments.version.isdigit() else arguments.version
-    )
-    count = transfer.export_pool(Pool.open(arguments.pool).view(version), arguments.folder)
+    view = Pool.open(arguments.pool).view(_version(arguments.version))
+    count = transfer.export_pool(view, arguments.folder)
     _print({"sharers": count, "folder": arguments.folder})
 
 
@@ -171,11 +171,15 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
+    def add_index(made: argparse.ArgumentParser) -> None:
+        text = "folder with cached indexes, e.g. runs/quickstart/indexes; may be repeated"
+        made.add_argument("--index", action="append", default=[], metavar="FOLDER", help=text)
+
     command("stats", show_stats)
-    command("verify", check)
+    add_index(command("verify", check))
     made = command("diff", show_diff)
     made.add_argument("a", metavar="A", help="version or tag")
-    made.add_argument("b", metavar="B", help="version or tag")
+    made.add_argument("b", metavar="B", nargs="?", help="version or tag; default: the newest")
     made = command("tag", set_tag)
     made.add_argument("name", metavar="NAME")
     made.add_argument("--version", type=int, help="default: the newest")
@@ -184,9 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     command("compact", run_compact)
     made = command("cleanup", run_cleanup)
     made.add_argument("--grace", type=float, default=86_400.0, metavar="SECONDS", help="default: one day")
-    made.add_argument(
-        "--index", action="append", default=[], metavar="FOLDER", help="folder with cached indexes; repeat"
-    )
+    add_index(made)
     made = command("withdraw", run_withdraw)
     made.add_argument("sharer", metavar="SHARER", help="the user's id")
     made.add_argument("--recipes", metavar="TABLE", help="e.g. runs/quickstart/recipes.lance")
@@ -203,6 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     made = command("import", run_import)
     made.add_argument("folder", metavar="FOLDER", help="made by export")
     return parser
+
+
+def _version(text: str | None) -> int | str | None:
+    """A version, a tag, or nothing for the newest."""
+    return int(text) if text and text.isdigit() else text
 
 
 def _names(recipes: Sequence[Any]) -> list[dict[str, str]]:

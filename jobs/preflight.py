@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jobs.experiment import is_finished, stage_info
 from jobs.runtime import run_remote
 from perpcs.config import ExperimentConfig
@@ -11,10 +9,11 @@ from perpcs.errors import ConfigError, DataError, MismatchError
 from perpcs.evaluation.methods import get_methods
 from perpcs.lora.bank import check_rank
 from perpcs.lora.inject import BankedModel
-from perpcs.model.base import check_files, recorded_fingerprint, skeleton
+from perpcs.model.base import FINGERPRINT_FILE, check_files, skeleton
 from perpcs.model.encoder import check_folder
 from perpcs.population.tasks import get_task
 from storage.files import exists
+from storage.folders import read_mark
 from storage.layout import Paths
 from storage.pool import Pool
 
@@ -55,7 +54,7 @@ def inspect_base(cfg: ExperimentConfig) -> None:
 
 def check_match(cfg: ExperimentConfig, paths: Paths) -> None:
     """MismatchError when the base in the experiment's folder is not the one that was adapted, or that the pools need."""
-    found = recorded_fingerprint(Path(paths.base))
+    found = read_mark(paths.base, named_by=FINGERPRINT_FILE)
     if found is None or not is_finished(paths, "adapt"):
         return
     for pool in (paths.pool, paths.own):

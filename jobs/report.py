@@ -10,7 +10,6 @@ Runs that differ in the seed alone are seeds of one experiment. Experiments are 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
@@ -18,16 +17,22 @@ from jobs.cli import guarded, stage_main
 from jobs.compare import compare_runs, is_run, parse_runs
 from jobs.experiment import Info, Stage
 from perpcs.config import ExperimentConfig
-from perpcs.evaluation.results import read_results
-from perpcs.report.html import write_report
+from perpcs.evaluation.results import Results, from_dict
+from perpcs.report.html import page
 from perpcs.report.tables import terminal_table
+from storage.files import read_json, write_text
 from storage.layout import Paths
 
 
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
     """Write the report."""
-    write_report(read_results(Path(paths.results)), Path(paths.report))
+    write_text(paths.report, page(stored_results(paths)))
     return {"report": paths.report}
+
+
+def stored_results(paths: Paths) -> Results:
+    """What the evaluation wrote. Raises DataError for another schema."""
+    return from_dict(read_json(paths.results), where=paths.results)
 
 
 STAGE = Stage("report", "report", run, needs=("evaluate",), makes="report")
@@ -38,7 +43,7 @@ def main(cfg: ExperimentConfig) -> None:
     STAGE(cfg)
     paths = Paths.of(cfg.experiment)
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(terminal_table(read_results(Path(paths.results))))
+    console.print(terminal_table(stored_results(paths)))
     console.print(f"results  {paths.results}\nreport   {paths.report}", highlight=False, soft_wrap=True)
 
 

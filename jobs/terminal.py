@@ -144,6 +144,8 @@ def fleet_progress(what: str, total: int) -> Iterator[Callable[[FleetEvent], Non
             settled = event.done + event.failed
             advance(settled - shown)
             shown = settled
+            if event.kind in ("lease", "began", "ended"):  # for the event log; other lines say the same here
+                return
             level = logging.WARNING if event.kind in ("retry", "failed", "lost", "ill") else logging.INFO
             log.log(level, "%s: %s; %d of %d done", what, event.text, event.done, event.total)
 

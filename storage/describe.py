@@ -76,8 +76,8 @@ def stats(pool: Pool) -> PoolStats:
     )
 
 
-def diff(pool: Pool, a: int | str, b: int | str) -> PoolDiff:
-    """What happened between versions (or tags) `a` and `b`.
+def diff(pool: Pool, a: int | str | None, b: int | str | None = None) -> PoolDiff:
+    """What happened between versions (or tags) `a` and `b`; None is the newest.
 
     Raises:
         StoreError: no such version.

@@ -111,7 +111,7 @@ class DirectReader:
         """The data file that holds all columns, and where; no columns when Lance has to read them."""
         for file in self._files.get(fragment, ()):
             numbers = dict(zip(file.fields, file.column_indices, strict=True))
-            if file.base_id is None and all(i in numbers for i in self._ids.values()):
+            if getattr(file, "base_id", None) is None and all(i in numbers for i in self._ids.values()):
                 wanted = tuple((name, numbers[self._ids[name]], t) for name, t in self._types.items())
                 path = str(local(join(self._uri, "data", file.path)))
                 return path, _examine(path, wanted)

@@ -36,7 +36,7 @@ def exists(uri: str) -> bool:
         return local(uri).exists()
     from pyarrow import fs
 
-    filesystem, path = _remote(uri)
+    filesystem, path = open_remote(uri)
     try:
         return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
     except OSError as error:
@@ -52,7 +52,7 @@ def remove(uri: str) -> None:
         if not is_remote(uri):
             local(uri).unlink(missing_ok=True)
             return
-        filesystem, path = _remote(uri)
+        filesystem, path = open_remote(uri)
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(path)
     except OSError as error:
@@ -65,7 +65,7 @@ def walk(uri: str) -> list[tuple[str, int]]:
         return list(_walk_local(local(uri)))
     from pyarrow import fs
 
-    filesystem, path = _remote(uri)
+    filesystem, path = open_remote(uri)
     scheme = uri.split("://")[0]
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return [(f"{scheme}://{info.path}", int(info.size)) for info in found if info.type == fs.FileType.File]
@@ -80,7 +80,7 @@ def read_bytes(uri: str) -> bytes:
     try:
         if not is_remote(uri):
             return local(uri).read_bytes()
-        filesystem, path = _remote(uri)
+        filesystem, path = open_remote(uri)
         with filesystem.open_input_file(path) as source:
             return bytes(source.read())
     except OSError as error:
@@ -97,7 +97,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         if not is_remote(uri):
             _write_local(local(uri), data)
             return
-        filesystem, path = _remote(uri)
+        filesystem, path = open_remote(uri)
         with filesystem.open_output_stream(path) as sink:  # an object appears when its upload completes
             sink.write(data)
     except OSError as error:
@@ -162,11 +162,15 @@ def _walk_local(folder: Path) -> Iterator[tuple[str, int]]:
                 yield str(path), path.stat().st_size
 
 
-def _remote(uri: str) -> tuple[Any, str]:
+def open_remote(uri: str) -> tuple[Any, str]:
+    """(pyarrow's file system of an object store's URI, the path in it)."""
     from pyarrow import fs
 
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{uri}: no file system for this address ({reason(error)})") from error
+        raise StoreError(
+            f"{uri}: no file system for this address ({reason(error)}); for an object store check the address and "
+            "the environment (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID)"
+        ) from error
     return filesystem, path

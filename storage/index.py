@@ -11,7 +11,9 @@ n sharers, d key size, U queries, k results. Scores are inner products, best fir
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ from storage.index_kinds import IndexSettings, add_all, all_vectors, new_index, 
 from storage.view import Key, PoolView
 
 _LN_EPS = 1e-5
+_SEARCHERS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="perpcs-search")
 BLOCK = 4096
 """Keys that are read from the store at a time."""
 
@@ -149,9 +152,15 @@ class PoolIndex:
     def search_many(
         self, queries: Mapping[str, np.ndarray], k: int, *, allowed: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """`search` for several projections, each with its queries [U, d] and, where given, its own mask [n]."""
+        """`search` for several projections at the same time, each with its queries [U, d] and, where given, its own
+        mask [n].
+        """
         masks = allowed or {}
-        return {name: self.search(name, rows, k, allowed=masks.get(name)) for name, rows in queries.items()}
+
+        def search(name: str) -> tuple[np.ndarray, np.ndarray]:
+            return self.search(name, queries[name], k, allowed=masks.get(name))
+
+        return dict(zip(queries, _SEARCHERS.map(search, queries), strict=True))
 
     def recall(self, projection: str, queries: np.ndarray, k: int) -> float:
         """Fraction of the exact top k that this index finds, mean over `queries` [U, d]; 1 for a flat one."""

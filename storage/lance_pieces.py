@@ -23,8 +23,12 @@ class LancePieces:
         self._indexes: dict[Key, PoolIndex] = {}
 
     @classmethod
-    def open(cls, paths: Paths, fingerprint: str, *, version: int | None = None) -> LancePieces:
+    def open(
+        cls, paths: Paths, fingerprint: str, *, version: int | None = None, checksums: bool = False
+    ) -> LancePieces:
         """An experiment's pool at a version (default: now).
+
+        checksums: compare pieces with theirs whenever they are read.
 
         Raises:
             MismatchError: it was made with another base than the one with this fingerprint.
@@ -35,6 +39,7 @@ class LancePieces:
                 f"{paths.pool}: the pool's pieces were made with base {view.spec.fingerprint}, "
                 f"the experiment's base is {fingerprint}; train the sharers again in a new folder"
             )
+        view.check = checksums
         return cls(view, paths.indexes)
 
     def search(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from storage.files import join
+from storage.files import is_remote, join, local
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,9 @@ class Paths:
     @classmethod
     def of(cls, experiment: str) -> Paths:
         """Places of a folder or URI; absolute, because the working folder of a remote worker is another one."""
-        return cls(experiment if "://" in experiment else str(Path(experiment).expanduser().resolve()))
+        if is_remote(experiment):
+            return cls(experiment.rstrip("/"))
+        return cls(str(local(experiment).expanduser().resolve()))
 
     def __getattr__(self, name: str) -> str:
         """`paths.pool` is <root>/pool; see docs/formats.md for what is in each."""
@@ -44,6 +45,8 @@ _PLACES = {
     "tokens": "tokens.json",
     "predictions": "predictions.jsonl",
     "events": "events.jsonl",
+    "event_parts": "events",
+    "driver": "driver.json",
     "results": "results.json",
     "report": "report.html",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from storage.files import exists
 from storage.ledger import Entry
 from storage.pieces import pieces_uri
+from storage.remains import remains
 from storage.rows import checksum, content_digest, held_arrays, unpack
 from storage.schema import Group
 from storage.sharers import read_history_keys
@@ -44,8 +45,10 @@ class Check:
             self.problems.append("... and more")
 
 
-def verify(pool: Pool) -> Check:
-    """Read everything and compare it with its checksums.
+def verify(pool: Pool, *, index_folders: Sequence[str] = ()) -> Check:
+    """Read everything and compare it with its checksums; look through all files for rows of erased sharers.
+
+    index_folders: where indexes of this pool are cached, to be looked through as well.
 
     Raises:
         StoreError: a table cannot be read at all; the message names it.
@@ -58,6 +61,8 @@ def verify(pool: Pool) -> Check:
     for group in pool.tables:
         _verify_table(pool, group, check, _Expected(members, known, set(roll.erased), sums))
     _verify_digests(pool, check, members, sums)
+    for problem in remains(pool, index_folders=index_folders):
+        check.add(problem)
     return check
 
 

@@ -4,14 +4,22 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import yaml
 
 from perpcs.config import load_config
 from serve.config import load as load_service
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.y*ml"))
-SERVICES = [path for path in ALL if path.parent == Path("configs/serve") and path.name != "deploy.yaml"]
-CONFIGS = [path for path in ALL if path.parent != Path("configs/serve")]
+OTHERS = ("configs/ray", "configs/serve")
+"""Folders with files that are no experiments; their own tests load them."""
+CONFIGS = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "configs").rglob("*.y*ml")
+    if str(path.relative_to(ROOT).parent) not in OTHERS
+)
+SERVICES = [
+    path for path in sorted((ROOT / "configs" / "serve").glob("*.yaml")) if path.name != "deploy.yaml"
+]
 
 
 def test_there_are_configs():
@@ -34,7 +42,23 @@ def test_its_first_line_is_its_command(path):
     assert importlib.util.find_spec(module), f"{module} does not exist"
 
 
-@pytest.mark.parametrize("path", SERVICES, ids=str)
+def test_the_runtime_environment_of_submitted_jobs():
+    """Ray's own class refuses unknown fields; what workers of a local Ray get is in it too."""
+    from ray.runtime_env import RuntimeEnv
+
+    from jobs.runtime import WORKER_ENV
+
+    given = yaml.safe_load((ROOT / "configs" / "ray" / "job.yaml").read_text())
+    made = RuntimeEnv(**given)
+    assert made["env_vars"] == WORKER_ENV | {"PYTHONPATH": "platform"}
+    first = (ROOT / "configs" / "ray" / "job.yaml").read_text().splitlines()[0]
+    assert first.startswith(
+        "# ray job submit --working-dir . --runtime-env configs/ray/job.yaml -- python -m jobs."
+    )
+
+
+@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
 def test_a_service_loads_and_says_how_it_is_run(path):
-    load_service(str(ROOT / path))
-    assert (ROOT / path).read_text().startswith(f"# serve run serve.app:build config={path}\n")
+    load_service(str(path))
+    named = path.relative_to(ROOT)
+    assert path.read_text().startswith(f"# serve run serve.app:build config={named}\n")

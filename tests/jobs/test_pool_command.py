@@ -55,11 +55,13 @@ def test_a_pools_whole_life(tmp_path, uri, run):
     assert run("migrate", uri) == {"schema_version_before": 2, "now": 2}
     assert run("tag", uri, "first", "--version", "2") == {"tag": "first", "version": 2}
     assert run("diff", uri, "first", "3")["added"] == ["bob"]
+    assert run("diff", uri, "first")["added"] == ["bob"]
     assert run("compact", uri)["sharers.lance"]["after"] == 1
     done = run("withdraw", uri, "bob", "--recipes", recipes)
     assert done["recipes"] == [{"user": "y", "method": "gradient"}]
     assert run("cleanup", uri, "--grace", "0", "--index", folder)["erased"]["found"] == []
     assert not list(Path(folder).rglob("*.faiss"))
+    assert run("verify", uri, "--index", folder)["problems"] == []
     assert run("stale", uri, recipes)["recipes"] == [{"user": "y", "method": "gradient"}]
     done = run("mend", uri, recipes)
     assert (done["mended"], done["assemble_anew"]) == ([], [{"user": "y", "method": "gradient"}])

@@ -2,18 +2,22 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from jobs import rebuild
+from jobs.evaluate import Evaluator
 from jobs.experiment import stage_info
 from jobs.loading import open_assembler, open_base, open_pieces
 from perpcs.assembly.assembler import Assembler
 from perpcs.assembly.autoregressive import Rule, mix
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.assembly.pieces import MemoryPieces
+from perpcs.errors import StoreError
+from perpcs.evaluation.methods import METHODS
 from storage import upkeep
 from storage.layout import Paths
 from storage.pool import Pool
@@ -62,6 +66,19 @@ def test_the_adapter_that_assembly_used_comes_back_from_the_stored_recipe(world,
             for j, p in enumerate(assembler.pieces.spec.projections)
         }
         assert_same_bits(rebuilt(paths, assembler.base, user.id, f"{rule}/{merge}"), used)
+
+
+def test_checksums_are_compared_where_the_setting_asks(copy, mini, local_ray):
+    cfg = mini(copy, "pool.checksums=true")
+    paths = Paths.of(cfg.experiment)
+    assembler = open_assembler(cfg, paths, open_base(cfg, paths))
+    name = assembler.pieces.spec.projections[0].name
+    for path in Path(paths.pool, f"pieces_{name.split('.', 3)[3].replace('.', '_')}.lance", "data").iterdir():
+        data = bytearray(path.read_bytes())
+        data[64] ^= 1  # the factors come first
+        path.write_bytes(data)
+    with pytest.raises(StoreError, match="a piece is damaged, its checksum differs"):
+        assembler.pieces.fetch({name: np.arange(4)})
 
 
 def test_a_pool_that_grows_is_compacted_and_loses_a_sharer_gives_old_recipes_the_same_bits(world):
@@ -123,6 +140,9 @@ def test_a_rebuild_makes_anew_exactly_the_recipes_that_used_who_withdrew(world, 
             assert new.pool_version == now.pieces.version
         else:
             assert new.ordinals.tobytes() == old.ordinals.tobytes() and new.pool_version == old.pool_version
+    user_id = next(user_id for user_id, name in sorted(stale) if name == "gradient/concat")
+    with pytest.raises(StoreError, match=r"rebuilt after a withdrawal.* run python -m jobs.pipeline"):
+        Evaluator(mini(copy), paths).recipe(METHODS["gradient"], user_id)
     with caplog.at_level("INFO", "jobs"):
         rebuild.main(mini(copy))
     assert "nothing to do" in caplog.text

@@ -1,17 +1,16 @@
 """Writers that die and writers that race: nothing half visible, nothing lost, nothing twice."""
 
-import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from perpcs.errors import StoreError
 from storage.files import exists
 from storage.pool import Pool
 from storage.sharers import sharers_uri
@@ -119,19 +118,25 @@ def test_a_full_disk_is_one_clear_line_and_changes_nothing(tmp_path, spec, adapt
     assert pool.commit([adapter("bob")]).added == ("bob",)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_store_is_one_clear_line(tmp_path, spec, adapter):
-    pool = Pool.create(str(tmp_path / "pool"), spec=spec)
-    pool.commit([adapter("amy")])
-    for path in [tmp_path, *tmp_path.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    try:
-        with pytest.raises(StoreError, match="failed"):
-            pool.commit([adapter("bob")])
-        assert Pool.open(pool.uri).view().ids == ("amy",)
-    finally:
-        for path in [tmp_path, *tmp_path.rglob("*")]:
+def test_a_read_only_store_can_be_read_and_refuses_writers_with_one_clear_line(spec, adapter):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        Path(folder).chmod(0o755)
+        pool = Pool.create(f"{folder}/pool", spec=spec)
+        for user_id in ("amy", "ann"):
+            pool.commit([adapter(user_id)])
+        paths = sorted(Path(folder).rglob("*"))
+        for path in paths:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        before = {path: path.read_bytes() for path in paths if path.is_file()}
+        said, _ = start(pool.uri, "powerless", 0, ["bob"]).communicate(timeout=60)
+        assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
+        for path in [Path(folder), *paths]:
             path.chmod(0o755)
+    read, *refused = said.splitlines()
+    assert read == "('amy', 'ann') True"
+    assert len(refused) == 4
+    for line, words in zip(refused, ("appending", "appending", "compaction", "compaction"), strict=True):
+        assert f".lance: {words} failed: " in line and "ermission denied" in line
 
 
 def test_one_view_everywhere(tmp_path, spec, adapter):

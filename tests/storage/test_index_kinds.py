@@ -42,7 +42,13 @@ def test_settings_resolve_by_size():
     assert (big.lists, big.probes) == (4000, 500)
     assert IndexSettings("ivf", lists=50).resolve(3).lists == 3
     assert IndexSettings("ivf").resolve(0).lists == 1
-    for bad in ({"kind": "lsh"}, {"links": 1}, {"probes": -1}):
+    for bad in (
+        {"kind": "lsh"},
+        {"links": 1},
+        {"probes": -1},
+        {"numbers": "int8"},
+        {"kind": "hnsw", "numbers": "float16"},
+    ):
         with pytest.raises(StoreError, match="index"):
             IndexSettings(**bad)
 
@@ -60,6 +66,33 @@ def test_an_exhaustive_setting_finds_what_flat_finds(pool, folder, settings):
     assert near.recall(name, queries, 3) == 1.0
     again = PoolIndex.open(pool.view(), key="gate", folder=folder, settings=settings)
     assert np.array_equal(again.search(name, queries, 3)[1], near.search(name, queries, 3)[1])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_half_precision_keeps_the_order_of_all_but_neighbours(pool, folder, kind):
+    queries, name = questions(pool, 40)
+    half = IndexSettings(kind, lists=4, probes=4, numbers="float16")
+    index = PoolIndex.open(pool.view(), key="gate", folder=folder, settings=half)
+    whole = PoolIndex.open(pool.view(), key="gate", folder=folder, settings=IndexSettings("flat"))
+    (want, _), (got, _) = whole.search(name, queries, 3), index.search(name, queries, 3)
+    assert np.allclose(want, got, atol=2e-3) and not np.array_equal(want, got)
+    assert index.recall(name, queries, 3) > 0.95
+    assert np.array_equal(index.search(name, queries[:1], 3)[1], index.search(name, queries, 3)[1][:1])
+
+
+@pytest.mark.parametrize("block", [1, 7, 60, 8192])
+def test_products_in_blocks_find_what_faiss_finds(pool, folder, monkeypatch, block):
+    monkeypatch.setattr("storage.index_kinds._BLOCK" if block > 1 else "storage.index_kinds._SCORES", block)
+    queries, name = questions(pool)
+    PoolIndex.open(pool.view(), key="gate", folder=folder).build()
+    index = PoolIndex.open(pool.view(), key="gate", folder=folder)  # mapped from its files
+    for share in (1.0, 0.5, 0.03):
+        allowed = np.random.default_rng(3).random(60) < share
+        scores, ordinals = index.search(name, queries, 5, allowed=allowed)
+        for i in range(len(queries)):  # one query is answered by FAISS itself
+            alone = index.search(name, queries[i : i + 1], 5, allowed=allowed)
+            assert alone[0].tobytes() == scores[i : i + 1].tobytes()
+            assert np.array_equal(alone[1], ordinals[i : i + 1])
 
 
 def test_recall_tells_of_too_few_probes(pool, folder):

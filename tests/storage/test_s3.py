@@ -1,15 +1,9 @@
-"""The same guarantees on an object store. Needs an S3 server: `moto_server`, from the dev dependency
-moto[server].
-"""
+"""The same guarantees on an object store."""
 
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -26,43 +20,12 @@ from storage.upkeep import Upkeep, cleanup, compact
 from storage.verify import verify
 from storage.withdraw import erase, search, take_samples, withdraw
 
-SERVER = os.environ.get("MOTO_SERVER") or shutil.which("moto_server", path=Path(sys.executable).parent)
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no moto_server here (pip install 'moto[server]')")
 WRITER = str(Path(__file__).with_name("writer.py"))
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [SERVER, "-H", "127.0.0.1", "-p", str(port)],
-        env={"PATH": os.environ["PATH"]},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{address}/pools", method="PUT"), timeout=5)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
 @pytest.fixture
-def bucket(endpoint, monkeypatch, request):
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "key", "AWS_REGION": "us-east-1",
-        "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-    for name, value in settings.items():
+def bucket(s3_environment, monkeypatch, request):
+    for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://pools/{request.node.name}"
 

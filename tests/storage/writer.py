@@ -2,7 +2,7 @@
 
 writer.py URI MODE ARGUMENT ID...: mode `step` kills itself before write number ARGUMENT; mode `each`
 commits one by one with content seed ARGUMENT; mode `full` commits all at once on a disk that takes no file
-above ARGUMENT bytes.
+above ARGUMENT bytes; mode `powerless` gives up root's rights, then reads and tries to write.
 """
 
 import os
@@ -15,6 +15,8 @@ from conftest import make_adapter, make_spec
 import storage.pool as pools
 import storage.sharers as sharers
 from perpcs.errors import StoreError
+from storage.upkeep import cleanup, compact
+from storage.withdraw import withdraw
 
 
 def die_at(step: int) -> None:
@@ -33,9 +35,36 @@ def die_at(step: int) -> None:
     sharers.append = guarded(sharers.append)
 
 
+def powerless(uri: str, ids: list[str]) -> None:
+    """Say what can be read, then how each kind of writing is refused."""
+    import lance  # noqa: F401  while the interpreter's own files can still be read
+
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    pool = pools.Pool.open(uri)
+    view = pool.view()
+    print(view.ids, view.adapter(view.ids[0]).user_id == view.ids[0])
+    for action in (
+        lambda: pool.commit([make_adapter(user_id, pool.spec) for user_id in ids]),
+        lambda: withdraw(pool, view.ids[0]),
+        lambda: compact(pool),
+        lambda: cleanup(pool, grace_s=0),
+    ):
+        try:
+            action()
+            print("done")
+        except StoreError as error:
+            print(error)
+
+
 def main() -> None:
     uri, mode, argument, ids = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
     spec = make_spec()
+    if mode == "powerless":
+        powerless(uri, ids)
+        return
     if mode == "step":
         die_at(argument)
         pool = pools.Pool.open_or_create(uri, spec=spec)

@@ -281,6 +281,9 @@ class PoolConfig:
     """m: gradient keys have m * m numbers."""
     dtype: Literal["float32", "float16"] = "float32"
     """Stored type of the factors and gates."""
+    checksums: bool = False
+    """Compare pieces with their checksums whenever they are read; import, verify and erasure always look. Reading
+    takes several times as long."""
 
     def check(self) -> Problems:
         """Impossible values."""

@@ -239,11 +239,14 @@ def write_results(results: Results, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(
-        json.dumps(to_dict(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
-    )
+    draft.write_text(to_text(results), "utf-8")
     draft.replace(path)
     return path
+
+
+def to_text(results: Results) -> str:
+    """The text of results.json."""
+    return json.dumps(to_dict(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_results(path: str | Path) -> Results:
