@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage, stage_info
 from jobs.loading import open_assembler, open_base
+from jobs.memory import peak_memory
 from jobs.preflight import check_methods
 from jobs.runtime import run_remote
 from perpcs.assembly.assembler import Assembler
@@ -41,10 +42,18 @@ def assemble_all(cfg: ExperimentConfig, paths: Paths, pool_version: int) -> Info
     assembler = open_assembler(cfg, paths, base, version=pool_version)
     users = read_split(paths.population, "targets")
     store = RecipeStore(paths.recipes)
-    seconds = {}
+    seconds, memory = {}, {}
     for rule, merge in needed_rules(get_methods(cfg.evaluate.methods)):
-        seconds[recipe_name(rule, merge)] = assemble_recipes(assembler, rule, merge, users, store=store)
-    return {"pool_version": pool_version, "targets": len(users), "seconds_per_user": seconds}
+        name = recipe_name(rule, merge)
+        with peak_memory(base.model.device) as peak:
+            seconds[name] = assemble_recipes(assembler, rule, merge, users, store=store)
+        memory[name] = peak.bytes
+    return {
+        "pool_version": pool_version,
+        "targets": len(users),
+        "seconds_per_user": seconds,
+        "peak_memory": memory,
+    }
 
 
 def assemble_recipes(

@@ -6,7 +6,8 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ import torch
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage, read_marker, stage_info
 from jobs.loading import base_folder, open_base, open_pieces, open_prompter, own_adapters
+from jobs.memory import peak_memory
 from jobs.preflight import check_methods
+from jobs.prices import Prices
 from jobs.runtime import run_remote
-from jobs.summary import choices_of, cost_of, experiment_of
+from jobs.summary import choices_of, cost_of, experiment_of, prepared_memory
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
 from perpcs.errors import StoreError
@@ -33,7 +36,7 @@ from perpcs.records import Recipe, SharerAdapter, User
 from storage.files import write_text
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
-from storage.population import read_population, read_split
+from storage.population import read_population, read_split, read_users
 from storage.recipes import RecipeStore
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,14 @@ class Evaluator:
             scale=self.cfg.lora.alpha / self.cfg.lora.rank, batch=self.cfg.evaluate.batch,
             max_queries=self.cfg.evaluate.max_queries,
         )  # fmt: skip
+
+    @cached_property
+    def prices(self) -> Prices:
+        """What tokens cost here."""
+        return Prices(self.cfg, self.base, self.prompter, self.users, sharers=self._sharers)
+
+    def _sharers(self) -> Sequence[User]:
+        return read_users(self.paths.population, [user_id for user_id in self.pieces.ids if user_id])
 
     def recipe(self, method: Method, user_id: str) -> Recipe:
         """A target's stored recipe for a method. Raises StoreError when it is not of the version that is evaluated."""
@@ -114,12 +125,14 @@ class Evaluator:
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
     """Evaluate in one worker, then summarise here."""
     outputs, choices = run_remote(evaluate_all, cfg, paths, cfg=cfg.ray)
+    targets = read_split(paths.population, "targets")
     task = get_task(cfg.population.task)
     results = build_results(
         outputs,
         experiment=experiment_of(cfg, paths),
         titles={m.name: (m.title, m.role) for m in METHODS.values()},
         choices=choices,
+        user_items={user.id: len(user.known) for user in targets},
         options=SummaryOptions(resamples=cfg.evaluate.resamples, labels=task.labels),
     )
     write_text(paths.results, to_text(results))
@@ -143,7 +156,9 @@ def evaluate_all(cfg: ExperimentConfig, paths: Paths) -> tuple[list[MethodOutput
 
 
 def _output(evaluator: Evaluator, method: Method) -> MethodOutput:
-    found = evaluator.answers(method)
+    with peak_memory(evaluator.base.model.device) as peak:
+        found = evaluator.answers(method)
+    cost = evaluator.prices.priced(cost_of(evaluator, method), method)
     proxy = evaluator.prompter.task.proxy
     return MethodOutput(
         method=method.name,
@@ -152,7 +167,7 @@ def _output(evaluator: Evaluator, method: Method) -> MethodOutput:
         query_ids=found.query_ids,
         predictions=found.predictions,
         golds=found.golds,
-        cost=cost_of(evaluator, method),
+        cost=replace(cost, peak_memory=max(peak.bytes, prepared_memory(evaluator, method))),
         note="histories have no output of the task's kind; trained on a stand-in" if proxy else "",
     )
 

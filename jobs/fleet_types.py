@@ -21,7 +21,7 @@ class PackReport:
     commit_seconds: float = 0.0
     """Of `seconds`, those spent writing to the store."""
     memory: int = 0
-    """Most bytes of main memory that the worker has had so far."""
+    """Most bytes of memory in use at once while it trained (see `jobs.memory`)."""
 
 
 class PackWorker(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from jobs.experiment import Info
 from jobs.fleet import run_fleet
 from jobs.fleet_types import FleetEvent, PackReport, PackWorker
 from jobs.loading import open_base, open_prompter, pool_spec
+from jobs.memory import peak_memory
 from jobs.terminal import fleet_progress
 from jobs.todo import missing
 from perpcs.config import ExperimentConfig
@@ -56,7 +56,8 @@ class PoolWorker:
         data = {user.id: UserData(user.id, tuple(self.prompter.history(user))) for user in users}
         failed = {u: "no history item with an output to train on" for u, d in data.items() if not d.examples}
         able = [user for user in users if user.id not in failed]
-        adapters, refused = self.train(able, [data[user.id] for user in able]) if able else ([], {})
+        with peak_memory(self.base.model.device) as peak:
+            adapters, refused = self.train(able, [data[user.id] for user in able]) if able else ([], {})
         trained_at = time.monotonic()
         # Again: a worker that was thought dead may have been faster. Its adapters differ by float noise, and count.
         settled, _ = self.settled()
@@ -70,7 +71,7 @@ class PoolWorker:
             seconds=time.monotonic() - started,
             tokens=trained_tokens([data[adapter.user_id] for adapter in adapters], self.visits),
             commit_seconds=time.monotonic() - trained_at,
-            memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            memory=peak.bytes,
         )
 
     @property
@@ -193,7 +194,8 @@ def train_missing(
 
 
 def spent(paths: Paths, what: str) -> Info:
-    """Seconds and tokens of all packs of a stage, over every run that worked on it."""
+    """Seconds and tokens of all packs of a stage over every run that worked on it, and the most memory of any."""
     packs = [e for e in read_events(paths) if e.get("stage") == what and e.get("kind") in ("pack", "late")]
     seconds, tokens = (sum(e[name] for e in packs) for name in ("seconds", "tokens"))
-    return {"pack_seconds": round(seconds, 3), "tokens": tokens}
+    memory = max((e.get("memory", 0) for e in packs), default=0)
+    return {"pack_seconds": round(seconds, 3), "tokens": tokens, "peak_memory": memory}

@@ -56,6 +56,16 @@ def cost_of(evaluator: Evaluator, method: Method) -> Cost:
     return Cost(0, kept[method.shows], 0, 0.0)
 
 
+def prepared_memory(evaluator: Evaluator, method: Method) -> int:
+    """Most bytes in use while what the method needs of a target was made, as its stage measured; 0 for nothing."""
+    if method.uses == "own":
+        return int(stage_info(evaluator.paths, "train_own", wanted_by="evaluate").get("peak_memory", 0))
+    if method.uses == "recipe":
+        found = stage_info(evaluator.paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
+        return int(found.get(recipe_name(method.rule, method.merge), 0))
+    return 0
+
+
 def _own_cost(evaluator: Evaluator) -> Cost:
     info = stage_info(evaluator.paths, "train_own", wanted_by="evaluate")
     parameters = adapter_parameters(evaluator.base.model.projections, evaluator.cfg.lora.rank)

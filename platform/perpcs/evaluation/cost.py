@@ -1,14 +1,48 @@
-"""What a method costs: stored bytes by arithmetic from the shapes, tokens by counting. Bytes are of the numbers
-themselves, without file overhead."""
+"""What a method costs: stored bytes and floating point operations by arithmetic from the shapes, tokens by counting.
+
+Bytes are of the numbers themselves, without file overhead. Operations count a multiplication and an addition as two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from perpcs.population.prompts import Encoded
 from perpcs.records import PoolSpec, Projection, User
 
 FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What one token costs in the frozen base."""
+
+    linear: int
+    """Parameters of the linear layers inside the transformer; every token meets all of them."""
+    head: int
+    """Parameters of the output layer; only positions that predict a label token meet it."""
+    attention: int
+    """Layers times width of all heads: numbers that a token compares with every token before it."""
+
+
+def forward_flops(examples: Sequence[Encoded], size: ModelSize, *, adapter: float = 0.0) -> float:
+    """One forward of each example, without padding. adapter: parameters of the LoRA that runs along.
+
+    A prompt and label of n tokens, l of them label: 2 n (linear + adapter) + 2 l head + 2 n^2 attention, the last for
+    scores and mixing over the half of all pairs that a causal model looks at.
+    """
+    return sum(
+        2.0 * n * (size.linear + adapter) + 2.0 * len(e.label) * size.head + 2.0 * n * n * size.attention
+        for e in examples
+        for n in [len(e.prompt) + len(e.label)]
+    )
+
+
+def backward_flops(examples: Sequence[Encoded], size: ModelSize, *, adapter: float = 0.0) -> float:
+    """The backward of `forward_flops`: gradients of the inputs only, as the base is frozen, so as much again; a LoRA
+    needs those of inputs and weights, twice its forward."""
+    return forward_flops(examples, size, adapter=2.0 * adapter)
 
 
 def adapter_parameters(projections: Sequence[Projection], rank: int) -> int:
@@ -26,6 +60,17 @@ def pool_bytes(spec: PoolSpec, sharers: int, *, key: str = "", number_bytes: int
         "history": spec.history_dim,
     }[key]
     return sharers * (factors * number_bytes + keys * FLOAT_BYTES)
+
+
+def total(users: float, *, each: float, shared: float = 0.0) -> float:
+    """What `users` users cost together: what is there once, and what each adds."""
+    return shared + users * each
+
+
+def break_even(*, shared: float, each: float, other: float) -> int | None:
+    """The least number of users from which shared + each n is below other n; None when it never is."""
+    saved = other - each
+    return None if saved <= 0 else int(shared // saved) + 1
 
 
 def tokens_of(examples: Sequence[Encoded]) -> int:

@@ -15,8 +15,10 @@ from typing import Any, Literal
 from perpcs.errors import DataError
 from perpcs.evaluation.strict_json import decode, encode
 
-SCHEMA_VERSION = 1
-TIMES = frozenset({"seconds"})
+SCHEMA_VERSION = 2
+_READ = (1, SCHEMA_VERSION)
+_SINCE_2 = ("forward_flops", "backward_flops", "pool_flops", "query_tokens", "peak_memory")
+TIMES = frozenset({"seconds", "peak_memory"})
 """Keys whose values are measured and differ from run to run."""
 Role = Literal["method", "control", "ours"]
 
@@ -37,6 +39,15 @@ class Cost:
     """Tokens per user through the model while preparing (training or assembling), forward."""
     backward_tokens: int = 0
     """The same, backward."""
+    forward_flops: float | None = None
+    """Floating point operations of these tokens (cost.py has the arithmetic)."""
+    backward_flops: float | None = None
+    pool_flops: float | None = None
+    """Spent once for everybody: training the sharers' adapters, and their gates where the method searches them."""
+    query_tokens: float | None = None
+    """Tokens of a question's prompt, mean over queries: what a method that shows history pays at every answer."""
+    peak_memory: int | None = None
+    """Measured: bytes in use at most while preparing and answering, the base among them."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,12 @@ class Row:
     seconds: float
     """Measured, per user."""
     note: str
+    forward_flops: float | None = None
+    backward_flops: float | None = None
+    pool_flops: float | None = None
+    query_tokens: float | None = None
+    peak_memory: int | None = None
+    """These five as in `Cost`; None in files of version 1."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +211,8 @@ class Results:
     user_sums: tuple[UserSums, ...] = ()
     user_digests: Mapping[str, str] = field(default_factory=dict)
     """Per target, hash of the query ids and golds: users are paired across runs only where it agrees."""
+    user_items: Mapping[str, int] = field(default_factory=dict)
+    """Per target, history items known before the first query: how active the user is."""
 
     def row(self, method: str, metric: str) -> Row | None:
         """The row of a method under a metric, None when it was not evaluated."""
@@ -219,6 +238,13 @@ class Results:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
 
+def priced(cost: Cost) -> dict[str, Any]:
+    """A row's costs: the keys of `Cost` under the names that rows have."""
+    values = dict(vars(cost))
+    values["seconds"] = values.pop("seconds_per_user")
+    return values
+
+
 def to_dict(results: Results) -> dict[str, Any]:
     """The JSON object of results.json."""
     return {"version": SCHEMA_VERSION, **encode(results)}
@@ -227,11 +253,20 @@ def to_dict(results: Results) -> dict[str, Any]:
 def from_dict(data: Any, *, where: str = "results.json") -> Results:
     """The results of a JSON object; DataError for another version, missing or unknown keys, wrong types."""
     version = data.get("version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION or type(version) is not int:
+    if version not in _READ or type(version) is not int:
         raise DataError(
-            f"{where}: version is {version!r}, this program reads {SCHEMA_VERSION}; evaluate again"
+            f"{where}: version is {version!r}, this program reads {' and '.join(map(str, _READ))}; evaluate again"
         )
-    return decode(Results, {key: value for key, value in data.items() if key != "version"}, where)
+    data = {key: value for key, value in data.items() if key != "version"}
+    return decode(Results, _upgraded(data) if version == 1 else data, where)
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A file of version 1, which knew neither operations and memory nor users' activity."""
+    rows = data.get("rows")
+    if isinstance(rows, list):
+        rows = [{**dict.fromkeys(_SINCE_2), **row} if isinstance(row, dict) else row for row in rows]
+    return {"user_items": {}, **data, "rows": rows}
 
 
 def write_results(results: Results, path: str | Path) -> Path:

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from perpcs.errors import DataError
 from perpcs.evaluation.comparisons import Key, Scored, SummaryOptions, compare_all, ends, gains_of
 from perpcs.evaluation.metrics import labels_of, metric, task_metrics
-from perpcs.evaluation.results import Choices, Experiment, MethodOutput, Results, Role, Row, UserSums
+from perpcs.evaluation.results import (
+    Choices,
+    Experiment,
+    MethodOutput,
+    Results,
+    Role,
+    Row,
+    UserSums,
+    priced,
+)
 from perpcs.evaluation.statistics import bootstrap
 
 FEW_USERS, FEW_QUERIES, DOMINANT = 10, 100, 0.2
@@ -22,11 +31,13 @@ def build_results(
     experiment: Experiment,
     titles: Mapping[str, tuple[str, Role]],
     choices: Choices | None = None,
+    user_items: Mapping[str, int] | None = None,
     options: SummaryOptions | None = None,
 ) -> Results:
     """Results of one experiment (one seed) from its methods' answers, rows in the order of the outputs.
 
     titles: method → (human name, role); a method without an entry keeps its name and is a plain method.
+    user_items: history items of each target.
     Raises DataError when there is no output, a method comes twice, or a query has two golds.
     """
     options = options or SummaryOptions()
@@ -51,6 +62,7 @@ def build_results(
         labels=tuple(labels),
         user_sums=tuple(_user_sums(scored, names)) if options.keep_users else (),
         user_digests=_digests(golds) if options.keep_users else {},
+        user_items=dict(user_items or {}) if options.keep_users else {},
     )
 
 
@@ -89,7 +101,7 @@ def _row(
     titles: Mapping[str, tuple[str, Role]],
     options: SummaryOptions,
 ) -> Row:
-    output, cost, finish = scored.output, scored.output.cost, metric(name).finish
+    output, finish = scored.output, metric(name).finish
     sample = scored.sample(name)
     title, role = titles.get(output.method, (output.method, "method"))
     replicates = bootstrap([sample], finish, resamples=options.resamples)
@@ -106,13 +118,8 @@ def _row(
         users=len(sample.user_ids),
         queries=len(scored.keys),
         seed=output.seed,
-        bytes_per_user=cost.bytes_per_user,
-        pool_bytes=cost.pool_bytes,
-        trainable_parameters=cost.trainable_parameters,
-        forward_tokens=cost.forward_tokens,
-        backward_tokens=cost.backward_tokens,
-        seconds=cost.seconds_per_user,
         note=output.note,
+        **priced(output.cost),
     )
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from perpcs.evaluation.comparisons import verdict
 from perpcs.evaluation.metrics import metric
-from perpcs.evaluation.results import Comparison, Results, Row
+from perpcs.evaluation.results import Comparison, Results
 from perpcs.report import wording
+from perpcs.report.activity import thirds
+from perpcs.report.cost_plot import break_even_plot, compute_even, storage_even
 from perpcs.report.heatmap import choices_plot
 from perpcs.report.plots import headline_plot, storage_plot
 from perpcs.report.statements import statements
@@ -44,6 +46,7 @@ def page(results: Results) -> str:
         pictures=pictures(results),
         comparisons=grouped(results),
         costs=costs(results),
+        thirds=thirds(results),
     )
 
 
@@ -58,7 +61,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("number", "signed", "share", "share_span", "p_value", "size", "duration", "span")
+    names = ("number", "signed", "share", "share_span", "p_value", "size", "duration", "span",
+             "operations", "tokens", "memory")  # fmt: skip
     made.filters |= {name: getattr(wording, name) for name in names}
     made.globals["marks"] = wording.MARKS
     return made
@@ -68,7 +72,7 @@ def pictures(results: Results) -> list[Picture]:
     """All plots that these results allow."""
     if not results.rows:
         return []
-    drawn: list[Picture | None] = [headline_plot(results), storage_plot(results)]
+    drawn: list[Picture | None] = [headline_plot(results), storage_plot(results), break_even_plot(results)]
     if results.choices is not None:
         drawn.append(choices_plot(results.choices, {row.method: row.title for row in results.rows}))
     return [picture for picture in drawn if picture is not None]
@@ -92,18 +96,18 @@ def grouped(results: Results) -> list[dict[str, Any]]:
 
 
 def costs(results: Results) -> list[dict[str, Any]]:
-    """Per method its cost, and from how many users on it stores less than an own adapter for each (OPPU)."""
+    """Per method its cost, and from how many users on it takes less than an own adapter for each (OPPU)."""
     firsts = [rows[0] for rows in method_rows(results)]
     own = next((row for row in firsts if row.method == "oppu"), None)
-    return [{"row": row, "even": break_even(row, own)} for row in firsts]
-
-
-def break_even(row: Row, own: Row | None) -> str:
-    """Users from which pool plus recipes take less room than everybody's own adapter."""
-    if own is None or row.method == own.method or not row.pool_bytes:
-        return wording.UNDEFINED
-    saved = own.bytes_per_user - row.bytes_per_user
-    return "never" if saved <= 0 else f"{int(row.pool_bytes // saved) + 1:,} users"
+    return [
+        {
+            "row": row,
+            "whole": row.bytes_per_user + row.pool_bytes / max(row.users, 1),
+            "storage": storage_even(row, own),
+            "compute": compute_even(row, own),
+        }
+        for row in firsts
+    ]
 
 
 def write_page(text: str, path: str | Path) -> Path:

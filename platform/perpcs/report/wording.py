@@ -5,6 +5,7 @@ from __future__ import annotations
 from perpcs.evaluation.results import Comparison, Gain
 
 UNDEFINED = "–"
+_LARGE = ("", "K", "M", "G", "T", "P", "E")
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 MARKS = {"method": "", "ours": "★ ", "control": "○ "}
 """Put before a method's name: ours and controls are told apart without colour."""
@@ -56,6 +57,33 @@ def size(count: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds with three significant digits."""
     return f"{seconds:.3g} s"
+
+
+def operations(count: float | None) -> str:
+    """Floating point operations in decimal units: 12 MFLOP, 3.4 TFLOP."""
+    if count is None:
+        return UNDEFINED
+    unit = 0
+    while count >= 1000 and unit < len(_LARGE) - 1:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.3g} {_LARGE[unit]}FLOP"
+
+
+def users(count: int | None, *, known: bool = True) -> str:
+    """A number of users from which something holds; `never` for None, a dash where that is not asked."""
+    if count is None:
+        return "never" if known else UNDEFINED
+    return f"{count:,} users"
+
+
+def tokens(count: float | None) -> str:
+    """A mean number of tokens."""
+    return UNDEFINED if count is None else f"{count:,.0f}"
+
+
+def memory(count: int | None) -> str:
+    """Bytes that were measured; a dash where they were not."""
+    return size(count) if count else UNDEFINED
 
 
 def evidence(comparison: Comparison) -> str:

@@ -88,7 +88,7 @@ def mutated(change):
         (lambda d: d["rows"][0].update(role="boss"), "role: 'boss' is none of method, control, ours"),
         (lambda d: d.update(rows={}), "rows: {} is no list"),
         (lambda d: d.update(experiment=[]), r"experiment: \[\] is no object"),
-        (lambda d: d.update(version=2), "version is 2"),
+        (lambda d: d.update(version=3), "version is 3"),
         (lambda d: d.pop("version"), "version is None"),
         (lambda d: d["choices"]["weights"]["gradient"].pop(), "must be 2 targets by 1 sharers"),
     ],
@@ -138,3 +138,14 @@ def test_the_import_is_cheap():
     code += "print(sorted({'torch','matplotlib','scipy','jinja2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_of_version_1_is_read_without_what_it_did_not_know():
+    data = to_dict(sample())
+    for row in data["rows"]:
+        for key in ("forward_flops", "backward_flops", "pool_flops", "query_tokens", "peak_memory"):
+            del row[key]
+    del data["user_items"]
+    assert from_dict({**data, "version": 1}) == sample()
+    with pytest.raises(DataError, match=r"'user_items' is missing"):
+        from_dict(data)

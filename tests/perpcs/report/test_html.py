@@ -6,7 +6,9 @@ import matplotlib
 import pytest
 
 from perpcs.evaluation.results import Choices, Results
-from perpcs.report.html import break_even, page, pictures, write_report
+from perpcs.report.activity import thirds
+from perpcs.report.cost_plot import break_even_plot, compute_even, storage_even
+from perpcs.report.html import page, pictures, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "image", "rect", "stop"}
 
@@ -87,13 +89,13 @@ def test_same_results_same_bytes_and_no_settings_left_behind(results, text):
 
 def test_pictures_say_what_they_show(results):
     drawn = pictures(results)
-    assert [picture.name for picture in drawn] == ["headline", "storage", "choices"]
+    assert [picture.name for picture in drawn] == ["headline", "storage", "break-even", "choices"]
     for picture in drawn:
         assert picture.svg.startswith("<svg")
         assert 'role="img"' in picture.svg
         assert "aria-label=" in picture.svg
     assert "OPPU (own LoRA) 0.8" in drawn[0].alt
-    assert "gradient key: rank correlation with truth +0.8" in drawn[2].alt
+    assert "gradient key: rank correlation with truth +0.8" in drawn[3].alt
 
 
 def test_sections_and_verdicts(text):
@@ -123,6 +125,48 @@ def test_results_with_hardly_anything_still_make_a_page(results, make, tmp_path)
 def test_break_even_by_hand(results):
     own, gradient = (results.row(name, "accuracy") for name in ("oppu", "gradient"))
     # 3,932,160 / (163,840 - 144) = 24.02: cheaper from the 25th user on
-    assert break_even(gradient, own) == "25 users"
-    assert break_even(own, own) == "–"
-    assert break_even(replace(gradient, bytes_per_user=200_000.0), own) == "never"
+    assert storage_even(gradient, own) == "25 users"
+    assert storage_even(own, own) == "–"
+    assert storage_even(replace(gradient, bytes_per_user=200_000.0), own) == "never"
+
+
+def with_work(results):
+    """The made-up rows with operations: OPPU 18e9 a user, assembly 2e9 a user and 1e12 for the pool."""
+    spent = {"oppu": (9e9, 9e9, 0.0), "gradient": (1e9, 1e9, 1e12)}
+    rows = tuple(
+        replace(row, forward_flops=f, backward_flops=b, pool_flops=p)
+        for row in results.rows
+        if row.method in spent
+        for f, b, p in [spent[row.method]]
+    )
+    return replace(results, rows=rows)
+
+
+def test_operations_break_even_by_hand(results):
+    priced = with_work(results)
+    own, gradient = (priced.row(name, "accuracy") for name in ("oppu", "gradient"))
+    # 1e12 / (18e9 - 2e9) = 62.5
+    assert compute_even(gradient, own) == "63 users"
+    assert compute_even(results.row("gradient", "accuracy"), own) == "–"
+    picture = break_even_plot(priced)
+    assert "18 GFLOP for each" in picture.alt and "1 TFLOP once" in picture.alt
+    assert "Operations to prepare" in picture.svg
+    assert "Operations to prepare" not in break_even_plot(results).svg
+
+
+def test_no_break_even_without_a_method_to_draw(results):
+    alone = replace(results, rows=tuple(row for row in results.rows if row.method == "oppu"))
+    assert break_even_plot(alone) is None
+
+
+def test_users_by_activity(results):
+    ids = sorted(results.user_digests)
+    busy = replace(results, user_items={user: 2 + i for i, user in enumerate(ids)})
+    groups = thirds(busy)
+    assert [(g.least, g.most, len(g.users)) for g in groups] == [(2, 6, 5), (7, 11, 5), (12, 17, 6)]
+    sums = next(s for s in results.user_sums if (s.method, s.metric) == ("oppu", "accuracy"))
+    hits = dict(zip(sums.user_ids, (row[0] for row in sums.sums), strict=True))
+    first = groups[0]
+    assert first.values["oppu"][0] == pytest.approx(sum(hits[u] for u in first.users) / (25 * 5))
+    assert "Users by activity" in page(busy)
+    assert thirds(results) == [] and "Users by activity" not in page(results)
