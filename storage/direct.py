@@ -28,6 +28,7 @@ from storage.tables import LANCE_ERRORS, matrix
 
 _OFFSET = (1 << 32) - 1
 """A row address is the fragment's number in the upper 32 bits, the row's number in the fragment in the lower."""
+_SIGN_EXPONENT_MANTISSA = np.int32(0x8FFFE000 - (1 << 32))
 _SUPPORTED = hasattr(os, "preadv") and hasattr(os, "posix_fadvise")
 
 
@@ -54,7 +55,7 @@ class _Sink:
     into: np.ndarray
     """[k, n] float32."""
     stored: np.ndarray | None
-    """[n], a row of the stored type to convert from; None where that is float32."""
+    """[n] float16, a row to convert from; None where rows are stored as float32."""
 
     def fill(self, handle: int, position: int, place: int) -> bool:
         """Read one row; False where the file ends too early."""
@@ -62,15 +63,28 @@ class _Sink:
         if os.preadv(handle, [row.data], position) != row.nbytes:
             return False
         if self.stored is not None:
-            self.into[place] = self.stored
+            widen(self.stored, self.into[place])
         return True
+
+
+def widen(halves: np.ndarray, into: np.ndarray) -> None:
+    """[n] float16 -> [n] float32, exact for every finite number, twice as fast as numpy's own conversion.
+
+    Sign, exponent and mantissa are moved to where float32 has them; the product makes up for the other bias of the
+    exponent, and turns subnormal halves into normal floats.
+    """
+    bits = into.view(np.int32)
+    np.copyto(bits, halves.view(np.int16))  # the sign fills the upper half
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, _SIGN_EXPONENT_MANTISSA, out=bits)
+    np.multiply(into, np.float32(2.0**112), out=into)
 
 
 class DirectReader:
     """Rows of one version of a table by address, where the table is local."""
 
     def __init__(self, table: Any, uri: str, columns: Sequence[str]) -> None:
-        """`columns`: fixed-size lists of numbers."""
+        """`columns`: fixed-size lists of float32 or float16."""
         self._uri = uri
         self._types = {name: table.schema.field(name).type for name in columns}
         self._ids = {f.name(): f.id() for f in table.lance_schema.fields() if f.name() in columns}
@@ -127,8 +141,7 @@ def _by_fragment(addresses: np.ndarray) -> Iterator[tuple[int, list[int], list[i
 
 
 def _buffer(kind: Any) -> np.ndarray | None:
-    stored = np.dtype(kind.value_type.to_pandas_dtype())
-    return None if stored == np.float32 else np.empty(kind.list_size, stored)
+    return None if kind.value_type.bit_width == 32 else np.empty(kind.list_size, np.float16)
 
 
 @lru_cache(maxsize=16_384)

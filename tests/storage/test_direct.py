@@ -9,7 +9,7 @@ import pytest
 
 from perpcs.errors import StoreError
 from perpcs.records import PoolSpec, Projection
-from storage.direct import DirectReader
+from storage.direct import DirectReader, widen
 from storage.pieces import PieceRows
 from storage.pool import Pool
 from storage.tables import vectors
@@ -65,6 +65,14 @@ def test_the_same_bits_as_lance_through_a_pools_life(pool):
     withdraw(pool, "u1")
     erase(pool)
     assert_equal(want, directly(pool.view(), wanted(3, 0, 3, 1)))
+
+
+def test_every_finite_half_becomes_the_same_float():
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    found = np.empty(len(halves), np.float32)
+    widen(halves, found)
+    assert found.tobytes() == halves.astype(np.float32).tobytes()
 
 
 def test_a_reader_whose_files_are_removed_goes_on(pool):
