@@ -8,11 +8,10 @@ from jobs.cli import stage_main
 from jobs.experiment import Info, Stage
 from perpcs.assembly.pieces import KeyKind
 from perpcs.config import ExperimentConfig
-from storage.files import exists
 from storage.index import identity
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
-from storage.pool import Pool
+from storage.pool import Pool, pool_exists
 
 KEYS: tuple[KeyKind, ...] = ("gate", "gradient")
 
@@ -33,7 +32,7 @@ def run(cfg: ExperimentConfig, paths: Paths) -> Info:
 
 def members(paths: Paths) -> str:
     """Who is in the pool now: after a withdrawal, indexes and all that comes after are made again."""
-    return identity(Pool.open(paths.pool).view()) if exists(paths.pool) else ""
+    return identity(Pool.open(paths.pool).view()) if pool_exists(paths.pool) else ""
 
 
 STAGE = Stage("index", "index", run, needs=("train_sharers",), makes="indexes", mark=members)

@@ -27,11 +27,9 @@ from perpcs.records import SharerAdapter, User
 from perpcs.train.fitting import PackFitter, device_memory, model_planner
 from perpcs.train.pack import Passes, UserData
 from perpcs.train.sharers import train_own, train_sharers
-from storage.files import exists
 from storage.layout import Paths
-from storage.pool import Pool
+from storage.pool import Pool, pool_exists
 from storage.population import read_users
-from storage.sharers import sharers_uri
 
 Trained = tuple[list[SharerAdapter], dict[str, str]]
 """(finished adapters, reason by id of the users that could not be trained)."""
@@ -93,7 +91,7 @@ class PoolWorker:
         """(who is in the pool by now, through whomever; the pool's version). Whoever withdraws after that version, while
         they are trained, is not committed.
         """
-        if self._pool is None and exists(sharers_uri(self.uri)):
+        if self._pool is None and pool_exists(self.uri):
             self._pool = Pool.open(self.uri)
         return (self._pool.committed(), self._pool.log.version) if self._pool else (frozenset(), 0)
 

@@ -12,10 +12,9 @@ from perpcs.lora.inject import BankedModel
 from perpcs.model.base import FINGERPRINT_FILE, check_files, skeleton
 from perpcs.model.encoder import check_folder
 from perpcs.population.tasks import get_task
-from storage.files import exists
 from storage.folders import read_mark
 from storage.layout import Paths
-from storage.pool import Pool
+from storage.pool import Pool, pool_exists
 
 
 def check_task(cfg: ExperimentConfig, paths: Paths) -> None:
@@ -58,7 +57,7 @@ def check_match(cfg: ExperimentConfig, paths: Paths) -> None:
     if found is None or not is_finished(paths, "adapt"):
         return
     for pool in (paths.pool, paths.own):
-        made_with = Pool.open(pool).spec.fingerprint if exists(pool) else found
+        made_with = Pool.open(pool).spec.fingerprint if pool_exists(pool) else found
         if made_with != found:
             raise MismatchError(
                 f"{pool}: its pieces were made with base {made_with}, {paths.base} has {found}; "

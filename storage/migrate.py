@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from perpcs.errors import MismatchError, StoreError
-from storage.files import exists, reason
+from storage.files import reason
 from storage.schema import HEADER, SCHEMA_VERSION, wrong_version
 from storage.sharers import sharers_uri
-from storage.tables import LANCE_ERRORS, open_table
+from storage.tables import LANCE_ERRORS, has_table, open_table
 
 _TURNS = 5
 
@@ -37,7 +37,7 @@ def migrate(uri: str) -> tuple[int, int]:
         StoreError: there is no pool, or the store cannot be written. MismatchError: the pool is newer than this
             release.
     """
-    if not exists(sharers_uri(uri)):
+    if not has_table(sharers_uri(uri)):
         raise StoreError(f"{uri}: there is no pool here; check the path")
     first = _version(uri)
     for version in range(first, SCHEMA_VERSION):

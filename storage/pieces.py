@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from perpcs.errors import StoreError
 from storage.direct import DirectReader
-from storage.files import exists, join
+from storage.files import join
 from storage.schema import Group, Header, pieces_schema
-from storage.tables import LANCE_ERRORS, open_table, store_errors
+from storage.tables import LANCE_ERRORS, has_table, open_table, store_errors
 
 
 def pieces_uri(pool_uri: str, group: Group) -> str:
@@ -112,7 +112,7 @@ class PieceRows:
         """The newest version (as of the first call, or of `anew`) with its row map, from two narrow columns."""
         if self._held is not None and not anew:
             return self._held
-        if not exists(self.uri):
+        if not has_table(self.uri):
             raise StoreError(
                 f"{self.uri}: the table is missing; nothing was committed yet, or the pool is damaged"
             )

@@ -16,15 +16,19 @@ import numpy as np
 from perpcs.errors import StoreError
 from perpcs.records import PoolSpec, SharerAdapter
 from storage.cache import PieceCache
-from storage.files import exists
 from storage.ledger import Entry, members_at
 from storage.pieces import pieces_uri
 from storage.rows import Incoming, check_adapter, incoming, pieces_table
 from storage.schema import HEADER, Dtype, Group, Header, groups, pieces_schema, require_same, sharers_schema
 from storage.sharers import SharerLog, event_rows, sharers_uri
-from storage.tables import append, create_table, open_table
+from storage.tables import append, create_table, has_table, open_table
 from storage.upkeep import Upkeep, after_commit
 from storage.view import PoolView
+
+
+def pool_exists(uri: str) -> bool:
+    """Whether there is a pool at `uri`, of whatever version."""
+    return has_table(sharers_uri(uri))
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Pool:
         Raises:
             StoreError: there is a pool already, or the place is not writable.
         """
-        if exists(sharers_uri(uri)):
+        if pool_exists(uri):
             raise StoreError(f"{uri}: there is a pool already; open it or choose another folder")
         return cls.open_or_create(uri, spec=spec, dtype=dtype)
 
@@ -74,7 +78,7 @@ class Pool:
         Raises:
             StoreError: there is none, or it is damaged. MismatchError: another schema version.
         """
-        if not exists(sharers_uri(uri)):
+        if not pool_exists(uri):
             raise StoreError(f"{uri}: there is no pool here; train sharers first or check the path")
         table = open_table(sharers_uri(uri))
         metadata = table.schema.metadata or {}
@@ -91,7 +95,7 @@ class Pool:
         Raises:
             MismatchError: it is there with another description; names the field and both values.
         """
-        if not exists(sharers_uri(uri)):
+        if not pool_exists(uri):
             create_table(sharers_uri(uri), sharers_schema(Header.new(spec, dtype)))
         pool = cls.open(uri)
         require_same(pool.header, spec, dtype, str(uri))
@@ -146,7 +150,7 @@ class Pool:
         started = time.time_ns() // 1_000_000
         for group in self.tables:
             uri = pieces_uri(self.uri, group)
-            if not exists(uri):
+            if not has_table(uri):
                 create_table(uri, pieces_schema(group, self.header))
             append(uri, pieces_table(batch, group, self.header, started=started))
         entries = [_entry(one, tenant, seen) for one in batch]

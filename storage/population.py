@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from perpcs.errors import StoreError
 from perpcs.records import SPLITS, Item, Population, Query, User
-from storage.files import exists
-from storage.tables import FORMAT, open_table, quoted, require_format, store_errors
+from storage.tables import FORMAT, has_table, open_table, quoted, require_format, store_errors
 
 _TASK = b"perpcs.task"
 _FORMAT = 1
@@ -124,7 +123,7 @@ def _row(split: str, position: int, user: User) -> dict[str, Any]:
 
 
 def _open(uri: str) -> Any:
-    if not exists(uri):
+    if not has_table(uri):
         raise StoreError(f"{uri}: there is no population here; run the ingest stage first or check the path")
     return require_format(open_table(uri), _FORMAT, uri)
 

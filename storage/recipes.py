@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from perpcs.errors import StoreError
 from perpcs.records import Recipe
-from storage.files import exists
 from storage.tables import (
     CREATED,
     FORMAT,
     append,
     create_table,
+    has_table,
     open_table,
     quoted,
     require_format,
@@ -63,7 +63,7 @@ class RecipeStore:
         newest = {(recipe.user_id, recipe.method): recipe for recipe in recipes}
         if not newest:
             return
-        if exists(self.uri):
+        if has_table(self.uri):
             self._open()
         else:
             create_table(self.uri, _SCHEMA)
@@ -89,7 +89,7 @@ class RecipeStore:
 
     def delete(self, user_id: str) -> int:
         """Forget a user's recipes; how many there were."""
-        if not exists(self.uri):
+        if not has_table(self.uri):
             return 0
         count = len(self._read(f"user_id = {quoted(user_id)}"))
         with store_errors(self.uri, "deleting recipes"):
@@ -124,7 +124,7 @@ class RecipeStore:
         Safe while others put and read: a row put meanwhile is newer than those dropped. Files that no version
         refers to go when they are older than `stray_grace_s`, which must be longer than a commit takes.
         """
-        if not exists(self.uri):
+        if not has_table(self.uri):
             return 0
         with store_errors(self.uri, "looking for replaced recipes"):
             columns = ["user_id", "method", CREATED]
@@ -147,7 +147,7 @@ class RecipeStore:
         return require_format(open_table(self.uri), _FORMAT, self.uri)
 
     def _read(self, condition: str | None) -> list[Recipe]:
-        if not exists(self.uri):
+        if not has_table(self.uri):
             return []
         with store_errors(self.uri, "reading recipes"):
             rows = self._open().to_table(columns=[*_SCHEMA.names, CREATED], filter=condition)

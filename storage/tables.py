@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from perpcs.errors import MismatchError, StoreError
-from storage.files import exists, reason
+from storage.files import exists, is_remote, join, local, reason
 
 CREATED = "_row_created_at_version"
 """Lance's own column: the table version whose commit brought the row in. It survives compaction."""
@@ -47,6 +47,19 @@ def open_table(uri: str, version: int | None = None) -> Any:
         return lance.dataset(uri, version=version)
 
 
+def has_table(uri: str) -> bool:
+    """Whether a table was ever committed at `uri`; a folder that a failed creation left behind is none.
+
+    Raises:
+        StoreError: the object store does not answer.
+    """
+    versions = join(uri, "_versions")
+    if is_remote(uri):
+        return exists(versions)
+    folder = local(versions)
+    return folder.is_dir() and any(folder.glob("*.manifest"))
+
+
 def require_format(table: Any, newest: int, uri: str) -> Any:
     """The table, if this release knows its columns.
 
@@ -79,7 +92,7 @@ def create_table(uri: str, schema: pa.Schema) -> Any:
             enable_stable_row_ids=True,
         )
     except LANCE_ERRORS as error:
-        if not exists(uri):
+        if not has_table(uri):
             raise StoreError(f"{uri}: creating the table failed: {reason(error)}") from error
     return open_table(uri)
 

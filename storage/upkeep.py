@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perpcs.errors import StoreError
-from storage.files import exists, join, remove
+from storage.files import join, reason, remove
 from storage.pieces import pieces_uri
 from storage.sharers import sharers_uri
-from storage.tables import open_table, store_errors
+from storage.tables import has_table, open_table, store_errors
 
 if TYPE_CHECKING:
     from storage.pool import Pool
@@ -83,7 +83,7 @@ class Cleaned:
 def table_uris(pool: Pool) -> list[str]:
     """All tables of a pool that exist, the sharers' first."""
     candidates = [sharers_uri(pool.uri), *(pieces_uri(pool.uri, group) for group in pool.tables)]
-    return [uri for uri in candidates if exists(uri)]
+    return [uri for uri in candidates if has_table(uri)]
 
 
 def compact(pool: Pool) -> dict[str, tuple[int, int]]:
@@ -117,7 +117,7 @@ def compact_table(uri: str, target_rows: int | None = None, *, attempts: int = 5
             return
         except (OSError, RuntimeError) as error:
             if "onflict" not in str(error) or attempt == attempts - 1:
-                raise StoreError(f"{uri}: compaction failed: {error}") from error
+                raise StoreError(f"{uri}: compaction failed: {reason(error)}") from error
             time.sleep(0.05 * 2**attempt)
 
 

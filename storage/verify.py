@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from storage.files import exists
 from storage.ledger import Entry
 from storage.pieces import pieces_uri
 from storage.remains import remains
 from storage.rows import checksum, content_digest, held_arrays, unpack
 from storage.schema import Group
 from storage.sharers import read_history_keys
-from storage.tables import open_table, store_errors
+from storage.tables import has_table, open_table, store_errors
 
 if TYPE_CHECKING:
     from storage.pool import Pool
@@ -77,7 +76,7 @@ class _Expected:
 def _verify_table(pool: Pool, group: Group, check: Check, expected: _Expected) -> None:
     uri = pieces_uri(pool.uri, group)
     seen: Counter[tuple[int, int]] = Counter()
-    if exists(uri):
+    if has_table(uri):
         with store_errors(uri, "reading every piece"):
             for rows in _batches(pool, group, uri):
                 _verify_rows(pool, group, check, (rows, expected, seen))

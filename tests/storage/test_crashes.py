@@ -1,6 +1,7 @@
 """Writers that die and writers that race: nothing half visible, nothing lost, nothing twice."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,32 @@ def test_a_full_disk_is_one_clear_line_and_changes_nothing(tmp_path, spec, adapt
         assert ".lance: appending failed: " in said
     assert Pool.open(uri).view().ids == ("amy",)
     assert pool.commit([adapter("bob")]).added == ("bob",)
+
+
+def test_a_disk_that_is_full_and_has_room_again(tmp_path):
+    small = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=500k tmpfs "$0" && exec "$@"',
+        str(tmp_path),
+    ]
+    if not shutil.which("unshare") or subprocess.run([*small, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a small disk of its own needs the right to mount one")
+    fill = subprocess.run(
+        [*small, sys.executable, WRITER, str(tmp_path / "pool"), "fill", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    *refused, last = fill.stdout.splitlines()
+    assert [line.split(": ")[1] for line in refused] == ["appending failed"] * 2 + [
+        "creating the table failed"
+    ]
+    assert all(
+        ".lance: " in line and "No space left on device" in line and ".rs:" not in line for line in refused
+    )
+    assert last == "True [] ()"
 
 
 def test_a_read_only_store_can_be_read_and_refuses_writers_with_one_clear_line(spec, adapter):

@@ -1,21 +1,25 @@
 """A process that commits sharers to a pool and may be told to die; run by test_crashes.py.
 
-writer.py URI MODE ARGUMENT ID...: mode `step` kills itself before write number ARGUMENT; mode `each`
-commits one by one with content seed ARGUMENT; mode `full` commits all at once on a disk that takes no file
-above ARGUMENT bytes; mode `powerless` gives up root's rights, then reads and tries to write.
+writer.py URI MODE ARGUMENT ID...: mode `step` kills itself before write number ARGUMENT; `each` commits one
+by one with content seed ARGUMENT; `full` commits all at once on a disk that takes no file above ARGUMENT bytes;
+`fill` commits on a small disk until it is full, then with room again; `powerless` gives up root's rights, then
+reads and tries to write.
 """
 
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 from conftest import make_adapter, make_spec
 
 import storage.pool as pools
 import storage.sharers as sharers
 from perpcs.errors import StoreError
+from perpcs.records import PoolSpec
 from storage.upkeep import cleanup, compact
+from storage.verify import verify
 from storage.withdraw import withdraw
 
 
@@ -59,9 +63,38 @@ def powerless(uri: str, ids: list[str]) -> None:
             print(error)
 
 
+def fill(uri: str, spec: PoolSpec) -> None:
+    """Say how each kind of writing is refused by a full disk, and how many sharers survive it."""
+    ballast = Path(uri).with_name("ballast")
+    ballast.write_bytes(bytes(100_000))
+    pool, count = pools.Pool.create(uri, spec=spec), 0
+
+    def until_full() -> None:
+        nonlocal count
+        while True:
+            pool.commit([make_adapter(f"u{count}", spec)])
+            count += 1
+
+    def another() -> pools.Pool:
+        return pools.Pool.open_or_create(uri + "-2", spec=spec)
+
+    for action in (until_full, lambda: withdraw(pool, "u0"), another):
+        try:
+            action()
+        except StoreError as error:
+            print(error)
+    ballast.unlink()
+    pool.commit([make_adapter("last", spec)])
+    view, check = pools.Pool.open(uri).view(), verify(pools.Pool.open(uri))
+    print(len(view) == count + 1 > 3, check.problems, another().view().ids)
+
+
 def main() -> None:
     uri, mode, argument, ids = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
     spec = make_spec()
+    if mode == "fill":
+        fill(uri, spec)
+        return
     if mode == "powerless":
         powerless(uri, ids)
         return
