@@ -102,7 +102,7 @@ class RecipeStore:
         What a writer was cut short at, or lost a race with, is a file that no version refers to; it may be one
         that is being written right now, so only `tidy` removes it, when it is old.
         """
-        if not exists(self.uri):
+        if not has_table(self.uri):
             return 0
         count = 0
         with store_errors(self.uri, "erasing recipes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,8 +57,11 @@ def has_table(uri: str) -> bool:
     versions = join(uri, "_versions")
     if is_remote(uri):
         return exists(versions)
-    folder = local(versions)
-    return folder.is_dir() and any(folder.glob("*.manifest"))
+    try:
+        with os.scandir(local(versions)) as entries:  # reads no more than it needs: there may be thousands
+            return any(entry.name.endswith(".manifest") for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def require_format(table: Any, newest: int, uri: str) -> Any:
