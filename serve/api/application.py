@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve.api import openai, problems, tasks, upkeep, users
+from serve.api import openai, playground, problems, tasks, upkeep, users
 from serve.api.context import Service
 from serve.api.gate import OPEN, Gate
 from serve.api.views import ERRORS
@@ -33,9 +33,9 @@ def build_api(config: ServeConfig, backend: Backend) -> FastAPI:
     service = Service(config, backend, Doorman(config))
     app.state.service = service
     problems.install(app)
-    for part in (openai, users, tasks, upkeep):
+    for part in (openai, users, tasks, upkeep, playground):
         app.include_router(part.router)
-    app.add_middleware(Gate, service=service, throttle=Throttle())
+    app.add_middleware(Gate, service=service, throttle=Throttle(), open_paths=playground.PATHS)
     app.openapi = lambda: _openapi(app, FastAPI.openapi(app))  # type: ignore[method-assign]
     return app
 

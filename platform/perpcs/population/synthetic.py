@@ -40,6 +40,12 @@ def synthetic_population(cfg: SyntheticConfig, *, seed: int, task: str = "LaMP-2
     return Population(task=task, **splits)
 
 
+def new_users(cfg: SyntheticConfig, *, seed: int, task: str, count: int) -> tuple[User, ...]:
+    """Users of the same world that are in no split, with history and queries: to try things on."""
+    world = _World(cfg, get_task(task), seed)
+    return tuple(world.user(f"target-new-{i:03d}", i) for i in range(count))
+
+
 def archetype_of(user: User, cfg: SyntheticConfig) -> int:
     """The archetype a synthetic user was drawn around; for reports, which sort users by it."""
     return int(user.id.rsplit("-", 1)[1]) % cfg.archetypes
