@@ -89,6 +89,25 @@ def load(folder: str, projection: str, *, origin: dict[str, Any], mapped: bool =
     return Cached(index, attempts) if index.ntotal == len(attempts) else None
 
 
+def any_vector(path: str, places: np.ndarray) -> bool:
+    """Whether the index file at `path` has anything but zeros at one of `places` (zeros stand for erased sharers).
+
+    True where that cannot be told.
+    """
+    import faiss
+
+    try:
+        if is_remote(path):
+            index = faiss.deserialize_index(np.frombuffer(read_bytes(path), np.uint8))
+        else:
+            index = faiss.read_index(str(local(path)))
+        if hasattr(index, "make_direct_map"):
+            index.make_direct_map()
+        return any(index.reconstruct(int(place)).any() for place in places)
+    except (StoreError, OSError, RuntimeError):
+        return True
+
+
 def folders(root: str, prefix: str) -> list[str]:
     """Cache folders below `root` whose name starts with `prefix`."""
     names = {path.rsplit("/", 2)[-2] for path, _ in walk(root) if path.endswith(".json")}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.files import join, read_bytes, walk
+from storage.index_files import any_vector
 from storage.sharers import sharers_uri
 from storage.tables import LANCE_ERRORS
 from storage.upkeep import GRACE_S, stray_files, table_uris
@@ -37,8 +38,11 @@ def remains(pool: Pool, *, index_folders: Sequence[str] = ()) -> Iterator[str]:
             yield from _look(path, columns, erased, unfinished.get(path, time.time()))
     for folder in index_folders:
         for path, _ in walk(folder):
-            if path.endswith(".attempts") and np.isin(np.frombuffer(read_bytes(path), "<i8"), erased).any():
-                yield f"{path.removesuffix('.attempts')}.faiss: holds keys of an erased sharer; {_FIX}"
+            if path.endswith(".attempts"):
+                index = path.removesuffix(".attempts") + ".faiss"
+                places = np.flatnonzero(np.isin(np.frombuffer(read_bytes(path), "<i8"), erased))
+                if len(places) and any_vector(index, places):
+                    yield f"{index}: holds keys of an erased sharer; {_FIX}"
 
 
 _FIX = "run clean-up with --grace 0, and --index for folders of indexes"

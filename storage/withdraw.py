@@ -115,6 +115,9 @@ def erase(pool: Pool, *, index_folders: Sequence[str] = ()) -> Erased:
     """
     attempts = _to_erase(pool)
     if not attempts:
+        _purge_indexes(
+            pool, index_folders
+        )  # one may have been made, or not been named, when they were erased
         return Erased(0, 0, 0, ())
     sharers = len(attempts & set(pool.log.refresh().left))
     samples = take_samples(pool, attempts)
@@ -128,10 +131,15 @@ def erase(pool: Pool, *, index_folders: Sequence[str] = ()) -> Erased:
     for uri in table_uris(pool):
         compact_table(uri)
         drop_old_files(uri, grace_s=0)
-    keep = identity(pool.view())
-    for folder in index_folders:
-        purge(folder, keep=keep)
+    _purge_indexes(pool, index_folders)
     return Erased(sharers, rows, len(samples), tuple(search(samples, [pool.uri, *index_folders])))
+
+
+def _purge_indexes(pool: Pool, folders: Sequence[str]) -> None:
+    """Remove cached indexes of other sharers than the present, once anybody was erased."""
+    if pool.log.refresh().erased:
+        for folder in folders:
+            purge(folder, keep=identity(pool.view()))
 
 
 def take_samples(pool: Pool, attempts: set[int]) -> list[bytes]:

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from storage.index import PoolIndex
+from storage.index_kinds import IndexSettings
 from storage.pool import Pool
 from storage.remains import remains
 from storage.tables import open_table
 from storage.upkeep import table_uris
 from storage.verify import verify
 from storage.withdraw import erase, withdraw
+
+KINDS = ("flat", "ivf", "hnsw")
 
 
 @pytest.fixture
@@ -54,10 +57,18 @@ def test_rows_that_are_deleted_but_still_in_their_file_are_found(pool, monkeypat
 
 def test_old_indexes_and_files_cut_short_are_found(tmp_path, pool):
     folder = tmp_path / "index"
-    PoolIndex.open(pool.view(), key="gate", folder=str(folder)).build()
+    for kind in KINDS:
+        settings = IndexSettings(kind)
+        PoolIndex.open(pool.view(), key="gate", folder=str(folder), settings=settings).build()
     withdraw(pool, "bob")
     erase(pool)  # without naming the folder
-    assert len(list(remains(pool, index_folders=[str(folder)]))) == len(pool.spec.projections)
+    assert len(list(remains(pool, index_folders=[str(folder)]))) == 3 * len(pool.spec.projections)
+    erase(pool, index_folders=[str(folder)])
+    assert not list(folder.rglob("*.faiss"))
+    for kind in KINDS:  # an index of an old version, built since: zeros stand for who was erased
+        settings = IndexSettings(kind)
+        PoolIndex.open(pool.view(2), key="gate", folder=str(folder), settings=settings).build()
+    assert list(remains(pool, index_folders=[str(folder)])) == []
     stray = Path(pool.uri, "pieces_mlp_down_proj.lance", "data", "cut-short.lance")
     stray.write_bytes(b"half a file")
     assert list(remains(pool)) == []  # it may be a write that is going on
