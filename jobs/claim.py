@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perpcs.errors import StoreError
-from storage.files import exists, read_json, remove, write_json
+from storage.files import exists, is_remote, local, read_json, remove, write_json
 from storage.layout import Paths
 
 BEAT_S = 5.0
@@ -61,6 +61,7 @@ def driver_of(paths: Paths) -> dict[str, Any] | None:
 
 @contextmanager
 def _sign(paths: Paths, sleep: Callable[[float], None]) -> Iterator[None]:
+    fresh = not exists(paths.root)
     other = driver_of(paths)
     if other is not None and _alive(paths, other, sleep):
         raise _taken(paths, other)
@@ -82,6 +83,11 @@ def _sign(paths: Paths, sleep: Callable[[float], None]) -> Iterator[None]:
         if (driver_of(paths) or mine)["id"] == mine["id"]:
             with suppress(StoreError):
                 remove(paths.driver)
+        if fresh and not is_remote(paths.root):
+            with suppress(
+                OSError
+            ):  # of a stage that was refused nothing stays; a folder with anything in it does
+                local(paths.root).rmdir()
 
 
 def _renew(paths: Paths, mine: dict[str, Any], over: threading.Event) -> None:

@@ -40,7 +40,10 @@ def test_held_for_the_block_and_by_what_is_within(paths):
     assert driver_of(paths) is None
     with pytest.raises(ZeroDivisionError), claim(paths):
         1 / 0  # noqa: B018
-    assert driver_of(paths) is None
+    assert not Path(paths.root).exists(), "nothing was made, nothing stays"
+    with claim(paths):
+        Path(paths.root, "kept").touch()
+    assert [path.name for path in Path(paths.root).iterdir()] == ["kept"]
 
 
 def test_a_living_process_is_respected_and_a_killed_ones_place_is_taken_at_once(paths, monkeypatch):
