@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from jobs.assemble import assemble_recipes
+from jobs.claim import claim
 from jobs.cli import stage_main
 from jobs.experiment import Info, read_marker
 from jobs.loading import open_assembler, open_base
@@ -43,7 +44,8 @@ def main(cfg: ExperimentConfig) -> None:
     if not here:
         log.info("rebuild: no recipe uses pieces of a sharer who withdrew; nothing to do")
         return
-    run_remote(rebuild, cfg, paths, by_method(here), cfg=cfg.ray)
+    with claim(paths):  # a pipeline that assembles at the same time would have the last word on some of them
+        run_remote(rebuild, cfg, paths, by_method(here), cfg=cfg.ray)
 
 
 def by_method(recipes: Iterable[Recipe]) -> dict[str, list[str]]:
