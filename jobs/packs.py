@@ -19,6 +19,7 @@ from jobs.loading import open_base, open_prompter, pool_spec
 from jobs.memory import peak_memory
 from jobs.terminal import fleet_progress
 from jobs.todo import missing
+from perpcs.audit.split import without_held_out
 from perpcs.config import ExperimentConfig
 from perpcs.config.schema import RayConfig
 from perpcs.errors import DataError
@@ -50,7 +51,8 @@ class PoolWorker:
         """See `jobs.fleet_types.PackWorker`."""
         started = time.monotonic()
         settled, decided = self.settled()
-        users = read_users(self.paths.population, [user for user in user_ids if user not in settled])
+        found = read_users(self.paths.population, [user for user in user_ids if user not in settled])
+        users = [self.seen(user) for user in found]
         data = {user.id: UserData(user.id, tuple(self.prompter.history(user))) for user in users}
         failed = {u: "no history item with an output to train on" for u, d in data.items() if not d.examples}
         able = [user for user in users if user.id not in failed]
@@ -71,6 +73,10 @@ class PoolWorker:
             commit_seconds=time.monotonic() - trained_at,
             memory=peak.bytes,
         )
+
+    def seen(self, user: User) -> User:
+        """What may be used of a user."""
+        return user
 
     @property
     def visits(self) -> int:
@@ -112,6 +118,10 @@ class SharerWorker(PoolWorker):
         super().__init__(cfg, paths, uri=paths.pool)
         self.encoder = make_encoder(cfg.select.encoder, self.base.model, self.prompter)
         self.packs = self.fitter(max(cfg.pool.train.batch, cfg.pool.gate.batch))
+
+    def seen(self, user: User) -> User:
+        """Without what is held out for an audit."""
+        return without_held_out(user, self.cfg.pool.holdout, seed=self.cfg.seed)
 
     @property
     def visits(self) -> int:

@@ -16,18 +16,25 @@ from rich.console import Console
 from jobs.cli import guarded, stage_main
 from jobs.compare import compare_runs, is_run, parse_runs
 from jobs.experiment import Info, Stage
+from perpcs.audit.findings import from_text
 from perpcs.config import ExperimentConfig
 from perpcs.evaluation.results import Results, from_dict
 from perpcs.report.html import page
 from perpcs.report.tables import terminal_table
-from storage.files import read_json, write_text
+from storage.files import exists, read_json, read_text, write_text
 from storage.layout import Paths
 
 
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
     """Write the report."""
-    write_text(paths.report, page(stored_results(paths)))
+    write_page_of(paths)
     return {"report": paths.report}
+
+
+def write_page_of(paths: Paths) -> None:
+    """report.html from what is stored: the results, and the audit where there is one."""
+    audit = from_text(read_text(paths.audit), where=paths.audit) if exists(paths.audit) else None
+    write_text(paths.report, page(stored_results(paths), audit=audit))
 
 
 def stored_results(paths: Paths) -> Results:

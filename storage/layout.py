@@ -49,4 +49,5 @@ _PLACES = {
     "driver": "driver.json",
     "results": "results.json",
     "report": "report.html",
+    "audit": "audit.json",
 }

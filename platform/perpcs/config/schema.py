@@ -284,9 +284,12 @@ class PoolConfig:
     checksums: bool = False
     """Compare pieces with their checksums whenever they are read; import, verify and erasure always look. Reading
     takes several times as long."""
+    holdout: float = 0.0
+    """Fraction of each sharer's history that its adapter, gates and keys never see: for `jobs.audit`."""
 
     def check(self) -> Problems:
         """Impossible values."""
+        yield from _in(self, 0, 0.9, "holdout")
         yield from _in(self, 1, 256, "sketch")
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perpcs.audit.findings import Audit
 from perpcs.evaluation.comparisons import verdict
 from perpcs.evaluation.metrics import metric
 from perpcs.evaluation.results import Comparison, Results
@@ -33,7 +34,7 @@ def write_report(results: Results, path: str | Path) -> Path:
     return write_page(page(results), path)
 
 
-def page(results: Results) -> str:
+def page(results: Results, *, audit: Audit | None = None) -> str:
     """The report's HTML."""
     template = environment().get_template("report.html.j2")
     return template.render(
@@ -47,6 +48,7 @@ def page(results: Results) -> str:
         comparisons=grouped(results),
         costs=costs(results),
         thirds=thirds(results),
+        audit=audit,
     )
 
 

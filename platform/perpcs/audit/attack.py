@@ -1,0 +1,87 @@
+"""Two attacks on a sharer's pieces by somebody who holds the pool and a candidate item (METHOD: the pool is shared).
+
+loss: the lower an item's loss under the sharer's pieces, the rather it was trained on.
+calibrated: the same, measured against the loss under other sharers' pieces, mean and spread, as LiRA does offline:
+what is easy for everybody gives nothing away.
+
+Shapes: S sharers, M items, c references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from perpcs.audit.membership import Scores
+from perpcs.lora.bank import Adapter, AdapterBank
+from perpcs.lora.inject import BankedModel
+from perpcs.lora.kernel import Slots
+from perpcs.lora.sources import BankSource
+from perpcs.population.batches import collate
+from perpcs.population.prompts import Encoded
+from perpcs.seeds import rng
+from perpcs.train.loss import item_losses
+
+Attack = Literal["loss", "calibrated"]
+ATTACKS: tuple[Attack, ...] = ("loss", "calibrated")
+_LEAST_SPREAD = 1e-3
+"""Nats: below this the references agree so well that their spread says nothing."""
+
+
+def references(ids: Sequence[str], sharer: str, *, count: int, seed: int) -> list[int]:
+    """Places of `count` other sharers, drawn once per attacked sharer."""
+    others = [i for i, other in enumerate(ids) if other != sharer]
+    picked = rng(seed, "audit", sharer).permutation(len(others))[:count].tolist()
+    return sorted(others[i] for i in picked)
+
+
+def bank_of_adapters(model: BankedModel, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:
+    """A bank with one adapter per slot; projections that an adapter lacks are the base's."""
+    rank = max((a.shape[0] for adapter in adapters for a, _ in adapter.values()), default=1)
+    bank = AdapterBank(model.projections, len(adapters), rank=rank, scale=scale, device=model.device)
+    for slot, adapter in enumerate(adapters):
+        bank.load(slot, adapter)
+    return bank
+
+
+@torch.no_grad()
+def losses(
+    model: BankedModel, bank: AdapterBank, items: Sequence[Encoded], slots: Sequence[int], *, batch: int = 256
+) -> np.ndarray:
+    """[len(slots), M] mean loss (nats per label token) of each item under each slot's adapter."""
+    pairs = [(slot, item) for slot in slots for item in items]
+    out: list[np.ndarray] = []
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
+        tokens = collate([item for _, item in part], pad_id=model.pad_id, device=model.device)
+        index = torch.tensor([slot for slot, _ in part], device=model.device)
+        logits = model.label_logits(tokens, source=BankSource(bank, Slots(index)))
+        nll, count = item_losses(logits, tokens.labels[:, -tokens.label_span :])
+        out.append((nll / count).cpu().numpy())
+    return np.concatenate(out).reshape(len(slots), len(items))
+
+
+def scores(own_M: np.ndarray, others_cM: np.ndarray, attack: Attack) -> np.ndarray:
+    """[M] from an item's loss under the attacked pieces and under the references' pieces; higher: rather a member."""
+    if attack == "loss":
+        return -own_M
+    return (others_cM.mean(0) - own_M) / np.maximum(others_cM.std(0), _LEAST_SPREAD)
+
+
+def attack_sharer(
+    model: BankedModel,
+    bank: AdapterBank,
+    items: tuple[Sequence[Encoded], Sequence[Encoded]],
+    *,
+    slot: int,
+    against: Sequence[int],
+) -> Mapping[Attack, Scores]:
+    """Both attacks on one sharer. items: (members, non-members); against: slots of the references."""
+    members, others = items
+    found = losses(model, bank, [*members, *others], [slot, *against])
+    cut = len(members)
+    made = {attack: scores(found[0], found[1:], attack) for attack in ATTACKS}
+    return {attack: Scores(values[:cut], values[cut:]) for attack, values in made.items()}
