@@ -6,16 +6,17 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from jobs.cli import stage_main
-from jobs.experiment import Info, Stage, stage_info
+from jobs.experiment import Info, Stage, stage_digest, stage_info
 from jobs.loading import open_assembler, open_base
 from jobs.memory import peak_memory
 from jobs.preflight import check_methods
 from jobs.runtime import run_remote
-from perpcs.assembly.assembler import Assembler
+from perpcs.assembly.assembler import Assembler, settings_of
 from perpcs.assembly.rules import make_recipe
-from perpcs.config import ExperimentConfig
+from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.evaluation.methods import get_methods, needed_rules, recipe_name
 from perpcs.records import User
 from storage.layout import Paths
@@ -44,10 +45,11 @@ def assemble_all(cfg: ExperimentConfig, paths: Paths, pool_version: int) -> Info
     store = RecipeStore(paths.recipes)
     seconds, memory = {}, {}
     for rule, merge in needed_rules(get_methods(cfg.evaluate.methods)):
-        name = recipe_name(rule, merge)
-        with peak_memory(base.model.device) as peak:
-            seconds[name] = assemble_recipes(assembler, rule, merge, users, store=store)
-        memory[name] = peak.bytes
+        key, name = recipe_key(cfg, paths, rule), recipe_name(rule, merge)
+        spent = made_before(store, name, users, key)
+        if spent is None:
+            spent = assemble_recipes(assembler, rule, merge, users, store=store, key=key)
+        seconds[name], memory[name] = spent.seconds, spent.memory
     return {
         "pool_version": pool_version,
         "targets": len(users),
@@ -56,18 +58,54 @@ def assemble_all(cfg: ExperimentConfig, paths: Paths, pool_version: int) -> Info
     }
 
 
-def assemble_recipes(
-    assembler: Assembler, rule: str, merge: str, users: Sequence[User], *, store: RecipeStore
-) -> float:
-    """Store one rule's recipes of some users; seconds per user."""
-    name, started = recipe_name(rule, merge), time.monotonic()
-    picks = assembler.picks(rule, merge, users)
-    store.put(
-        [make_recipe(u.id, name, p, assembler.pieces, merge=merge) for u, p in zip(users, picks, strict=True)]
+@dataclass(frozen=True)
+class Spent:
+    """What making one rule's recipes took."""
+
+    seconds: float
+    """Per user."""
+    memory: int
+    """Most bytes in use at once."""
+
+
+def recipe_key(cfg: ExperimentConfig, paths: Paths, rule: str) -> str:
+    """What a rule's recipes depend on: the pool and all before it, the prompts, and the settings of the rule itself."""
+    return digest(
+        {
+            "index": stage_digest(paths, "index", wanted_by="assemble"),
+            "pool_version": stage_info(paths, "index", wanted_by="assemble")["pool_version"],
+            "prompt": as_flat_dict(cfg.prompt),
+            "seed": cfg.seed,
+            "encoder": cfg.select.encoder,
+            "settings": settings_of(rule, cfg.assembly),
+        }
     )
+
+
+def made_before(store: RecipeStore, name: str, users: Sequence[User], key: str) -> Spent | None:
+    """What it took when all users' recipes were made under the same key; None when some were not."""
+    found = {recipe.user_id: recipe.extra for recipe in store.all(name) if recipe.extra.get("key") == key}
+    if not all(user.id in found for user in users):
+        return None
+    extra = found[users[0].id]
+    return Spent(float(extra["seconds"]), int(extra["memory"]))
+
+
+def assemble_recipes(
+    assembler: Assembler, rule: str, merge: str, users: Sequence[User], *, store: RecipeStore, key: str = ""
+) -> Spent:
+    """Store one rule's recipes of some users, marked with their key and with what they took."""
+    name, started = recipe_name(rule, merge), time.monotonic()
+    with peak_memory(assembler.base.model.device) as peak:
+        picks = assembler.picks(rule, merge, users)
     seconds = round((time.monotonic() - started) / len(users), 5)
+    extra = {"key": key, "seconds": str(seconds), "memory": str(peak.bytes)} if key else {}
+    recipes = [
+        make_recipe(u.id, name, p, assembler.pieces, merge=merge) for u, p in zip(users, picks, strict=True)
+    ]
+    store.put([replace(recipe, extra=extra) for recipe in recipes])
     log.info("assembled %d targets with %s: %.0f ms per target", len(users), name, 1000 * seconds)
-    return seconds
+    return Spent(seconds, peak.bytes)
 
 
 STAGE = Stage(

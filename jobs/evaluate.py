@@ -8,12 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from jobs.answers import Kept, answers_key, keep_answers, kept_answers
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage, read_marker, stage_info
+from jobs.kinds import open_kind, read_state
 from jobs.loading import base_folder, open_base, open_pieces, open_prompter, own_adapters
 from jobs.memory import peak_memory
 from jobs.preflight import check_methods
@@ -26,14 +30,16 @@ from perpcs.errors import StoreError
 from perpcs.evaluation.comparisons import SummaryOptions
 from perpcs.evaluation.methods import METHODS, Method, get_methods, others, recipe_name
 from perpcs.evaluation.results import MethodOutput, to_text
-from perpcs.evaluation.runner import Answers, answer
+from perpcs.evaluation.runner import Answers, answer, asked
 from perpcs.evaluation.summary import build_results
 from perpcs.lora.bank import Adapter
+from perpcs.lora.peft_files import CONFIG, WEIGHTS, read_peft
 from perpcs.model.base import Base, banked, load_causal_lm
 from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import Recipe, SharerAdapter, User
-from storage.files import write_text
+from perpcs.train.kinds import Kind, KindModel
+from storage.files import join, read_bytes, write_text
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
 from storage.population import read_population, read_split, read_users
@@ -53,14 +59,18 @@ class Evaluator:
         self.stand_in = others([u.id for u in self.users], seed=cfg.seed)
         self._own: dict[str, SharerAdapter] | None = None
         self._pieces: LancePieces | None = None
+        self._recipes: dict[str, dict[str, Recipe]] = {}
 
     def answers(self, method: Method) -> Answers:
         """Answers of one method to every query of every target."""
+        if method.kind:
+            return self._kind_answers(method.kind)
         base, prompter = self._raw() if method.uses == "raw" else (self.base, self.prompter)
         lookup = {
             "raw": None,
             "none": None,
             "own": self._own_adapter,
+            "joint": self._joint_adapter,
             "recipe": partial(self._recipe_adapter, method),
         }
         chosen = lookup[method.uses]
@@ -72,6 +82,7 @@ class Evaluator:
             context=method.context(retrieve=self.cfg.evaluate.retrieve), adapter_of=adapter_of,
             scale=self.cfg.lora.alpha / self.cfg.lora.rank, batch=self.cfg.evaluate.batch,
             max_queries=self.cfg.evaluate.max_queries,
+            constrained=self.cfg.evaluate.decoding == "constrained",
         )  # fmt: skip
 
     @cached_property
@@ -83,8 +94,12 @@ class Evaluator:
         return read_users(self.paths.population, [user_id for user_id in self.pieces.ids if user_id])
 
     def recipe(self, method: Method, user_id: str) -> Recipe:
-        """A target's stored recipe for a method. Raises StoreError when it is not of the version that is evaluated."""
-        recipe = RecipeStore(self.paths.recipes).get(user_id, recipe_name(method.rule, method.merge))
+        """A target's stored recipe for a method. Raises StoreError where there is none, or when it is not of the version
+        that is evaluated."""
+        name, store = recipe_name(method.rule, method.merge), RecipeStore(self.paths.recipes)
+        if name not in self._recipes:
+            self._recipes[name] = {recipe.user_id: recipe for recipe in store.all(name)}
+        recipe = self._recipes[name].get(user_id) or store.get(user_id, name)
         if recipe.pool_version != self.pieces.version:
             raise StoreError(
                 f"{self.paths.recipes}: the recipe of {user_id!r} is of pool version {recipe.pool_version} (rebuilt after "
@@ -115,6 +130,48 @@ class Evaluator:
     def _own_adapter(self, user_id: str) -> Adapter:
         pieces = self.own[user_id].pieces
         return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in pieces.items()}
+
+    def _kind_answers(self, kind: Kind) -> Answers:
+        read_marker(self.paths, f"train_{kind}", wanted_by="evaluate")
+        model, prompter = open_kind(self.cfg, self.paths, self.base, kind), self.prompter
+        limit, found = self.cfg.evaluate.max_queries, []
+        for user in self.users:
+            model.load(read_state(self.paths, kind, user.id))
+            prompts = [prompter.query(user, query).prompt for query in asked(user, limit=limit)]
+            found += self._texts(model, prompts)
+        pairs = [(user, query) for user in self.users for query in asked(user, limit=limit)]
+        return Answers(
+            user_ids=tuple(user.id for user, _ in pairs),
+            query_ids=tuple(query.id for _, query in pairs),
+            predictions=tuple(found),
+            golds=tuple(query.gold for _, query in pairs),
+        )
+
+    def _texts(self, model: KindModel, prompts: Sequence[tuple[int, ...]]) -> list[str]:
+        labels, tokenizer = self.prompter.task.labels, self.base.tokenizer
+        if self.cfg.evaluate.decoding == "constrained":
+            chosen = model.choose(prompts, [self.prompter.label(label) for label in labels])
+            return [labels[i] for i in chosen]
+        most, eos = self.cfg.prompt.max_label, int(tokenizer.eos_token_id)
+        tokens = model.answer(prompts, max_new=most, eos_id=eos)
+        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def _joint_adapter(self, user_id: str) -> Adapter:
+        return self._joint
+
+    @cached_property
+    def _joint(self) -> Adapter:
+        read_marker(self.paths, "train_joint", wanted_by="evaluate")
+        lora, base = self.cfg.lora, self.base
+        with TemporaryDirectory() as folder:  # the experiment may be in an object store
+            for name in (CONFIG, WEIGHTS):
+                (Path(folder) / name).write_bytes(read_bytes(join(self.paths.joint, name)))
+            return read_peft(
+                Path(folder),
+                base.model.projections,
+                scale=lora.alpha / lora.rank,
+                fingerprint=base.fingerprint,
+            ).adapter
 
     def _raw(self) -> tuple[Base, Prompter]:
         model, tokenizer = load_causal_lm(str(base_folder(self.paths.raw_base)), dtype=self.cfg.base.dtype)
@@ -156,8 +213,14 @@ def evaluate_all(cfg: ExperimentConfig, paths: Paths) -> tuple[list[MethodOutput
 
 
 def _output(evaluator: Evaluator, method: Method) -> MethodOutput:
-    with peak_memory(evaluator.base.model.device) as peak:
-        found = evaluator.answers(method)
+    key = answers_key(evaluator, method)
+    kept = kept_answers(evaluator, method, key)
+    if kept is None:
+        with peak_memory(evaluator.base.model.device) as peak:
+            found = evaluator.answers(method)
+        kept = Kept(found, peak.bytes)
+        keep_answers(evaluator.paths, method, kept, key)
+    found = kept.answers
     cost = evaluator.prices.priced(cost_of(evaluator, method), method)
     proxy = evaluator.prompter.task.proxy
     return MethodOutput(
@@ -167,7 +230,7 @@ def _output(evaluator: Evaluator, method: Method) -> MethodOutput:
         query_ids=found.query_ids,
         predictions=found.predictions,
         golds=found.golds,
-        cost=replace(cost, peak_memory=max(peak.bytes, prepared_memory(evaluator, method))),
+        cost=replace(cost, peak_memory=max(kept.memory, prepared_memory(evaluator, method))),
         note="histories have no output of the task's kind; trained on a stand-in" if proxy else "",
     )
 

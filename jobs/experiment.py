@@ -136,8 +136,7 @@ class Stage:
     def _inputs(self, cfg: ExperimentConfig, paths: Paths) -> Info:
         inputs = self._settings(cfg)
         for name in self.needs:
-            marker = read_marker(paths, name, wanted_by=self.name)
-            inputs[f"stage {name}"] = digest({"inputs": marker["inputs"], "mark": marker["info"].get("mark")})
+            inputs[f"stage {name}"] = stage_digest(paths, name, wanted_by=self.name)
         return inputs
 
 
@@ -159,6 +158,12 @@ def read_marker(paths: Paths, stage: str, *, wanted_by: str) -> Info:
 def stage_info(paths: Paths, stage: str, *, wanted_by: str) -> Info:
     """What a finished stage reported of itself."""
     return dict(read_marker(paths, stage, wanted_by=wanted_by)["info"])
+
+
+def stage_digest(paths: Paths, stage: str, *, wanted_by: str) -> str:
+    """What exactly a finished stage made, in 16 hex digits: its settings, those of all before it, and its mark."""
+    marker = read_marker(paths, stage, wanted_by=wanted_by)
+    return digest({"inputs": marker["inputs"], "mark": marker["info"].get("mark")})
 
 
 def _covers(settings: tuple[str, ...], key: str) -> bool:

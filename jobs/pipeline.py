@@ -9,7 +9,20 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 
-from jobs import adapt, assemble, evaluate, index, ingest, report, select_sharers, train_own, train_sharers
+from jobs import (
+    adapt,
+    assemble,
+    evaluate,
+    index,
+    ingest,
+    report,
+    select_sharers,
+    train_ia3,
+    train_joint,
+    train_own,
+    train_prompt_tuning,
+    train_sharers,
+)
 from jobs.claim import claim
 from jobs.cli import stage_main
 from jobs.runtime import connect
@@ -18,6 +31,8 @@ from perpcs.evaluation.methods import get_methods
 from storage.files import exists, read_text, write_text
 from storage.layout import Paths
 
+KINDS = {"prompt_tuning": train_prompt_tuning, "ia3": train_ia3}
+
 
 def main(cfg: ExperimentConfig) -> None:
     """Run every stage that is not finished."""
@@ -25,7 +40,9 @@ def main(cfg: ExperimentConfig) -> None:
     before = [ingest, adapt, select_sharers, train_sharers]
     if any(method.uses == "own" for method in methods):
         before.append(train_own)
-    stages = [module.STAGE for module in [*before, index, assemble, evaluate]]
+    before += [KINDS[kind] for kind in KINDS if any(method.kind == kind for method in methods)]
+    after = [train_joint] if any(method.uses == "joint" for method in methods) else []
+    stages = [module.STAGE for module in [*before, index, *after, assemble, evaluate]]
     paths = Paths.of(cfg.experiment)
     with ExitStack() as held:
         todo = not all(stage.finished(cfg) for stage in stages)

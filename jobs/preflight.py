@@ -26,8 +26,13 @@ def check_task(cfg: ExperimentConfig, paths: Paths) -> None:
 
 
 def check_methods(cfg: ExperimentConfig, paths: Paths) -> None:
-    """ConfigError for a method that there is not, then as `check_match`."""
+    """ConfigError for a method that there is not, or labels that the task does not have, then as `check_match`."""
     get_methods(cfg.evaluate.methods)
+    if cfg.evaluate.decoding == "constrained" and not get_task(cfg.population.task).labels:
+        raise ConfigError(
+            f"evaluate.decoding: constrained needs a task whose outputs are labels, {cfg.population.task} has none; "
+            "use greedy"
+        )
     check_match(cfg, paths)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -44,16 +45,33 @@ SHOWN = ("seed", "population.source", "population.task", "base.model", "lora.ran
 
 def cost_of(evaluator: Evaluator, method: Method) -> Cost:
     """Cost of one method per target user; a control costs what the method it imitates costs."""
+    cost = Cost(0, 0.0, 0, 0.0)
     if method.uses == "own":
-        return _own_cost(evaluator)
+        cost = _own_cost(evaluator)
+    if method.kind:
+        cost = _kind_cost(evaluator, method.kind)
+    if method.uses == "joint":
+        # Trained once, kept once: what it costs each user goes to zero with their number.
+        parameters = adapter_parameters(evaluator.base.model.projections, evaluator.cfg.lora.rank)
+        cost = Cost(0, 0.0, 4 * parameters, 0.0)
     if method.uses == "recipe":
-        return _recipe_cost(evaluator, method)
-    kept = {
-        "plain": 0.0,
-        "history": mean(history_bytes(u) for u in evaluator.users),
-        "profile": _profile_bytes(evaluator),
-    }
-    return Cost(0, kept[method.shows], 0, 0.0)
+        cost = _recipe_cost(evaluator, method)
+    return replace(cost, bytes_per_user=cost.bytes_per_user + _shown_bytes(evaluator, method))
+
+
+def _kind_cost(evaluator: Evaluator, kind: str) -> Cost:
+    info = stage_info(evaluator.paths, f"train_{kind}", wanted_by="evaluate")
+    visits = evaluator.cfg.own_kinds.steps * evaluator.cfg.own_kinds.batch
+    virtual = evaluator.cfg.own_kinds.virtual_tokens if kind == "prompt_tuning" else 0
+    tokens = round(mean(visits * (_tokens_per_item(evaluator, u) + virtual) for u in evaluator.users))
+    return Cost(info["parameters"], 4.0 * info["parameters"], 0, info["seconds_per_user"], tokens, tokens)
+
+
+def _shown_bytes(evaluator: Evaluator, method: Method) -> float:
+    """What a row keeps of each user in order to show it in prompts."""
+    if method.shows == "history":
+        return mean(history_bytes(u) for u in evaluator.users)
+    return _profile_bytes(evaluator) if method.shows == "profile" else 0.0
 
 
 def prepared_memory(evaluator: Evaluator, method: Method) -> int:
@@ -149,7 +167,8 @@ def _profile_bytes(evaluator: Evaluator) -> float:
 
 def choices_of(evaluator: Evaluator, methods: Sequence[Method], population: Population) -> Choices | None:
     """Which sharers every assembled method chose, with the known similarity where the population is synthetic."""
-    assembled = [m for m in methods if m.uses == "recipe" and not m.of_another]
+    recipes = [m for m in methods if m.uses == "recipe" and not m.of_another]
+    assembled = list({(m.rule, m.merge): m for m in reversed(recipes)}.values())[::-1]
     if not assembled:
         return None
     ids = evaluator.pieces.ids

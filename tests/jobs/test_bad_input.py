@@ -104,6 +104,10 @@ def lamp_from(folder):
     ("overrides", "told"),
     [
         (["lora.rnak=4"], "command line: lora.rnak: no such key; did you mean lora.rank?"),
+        (
+            ["population.task=LaMP-5", "evaluate.decoding=constrained"],
+            "evaluate.decoding: constrained needs a task whose outputs are labels, LaMP-5 has none; use greedy",
+        ),
         (["lora.rank=four"], "command line: lora.rank: 'four' is not a whole number"),
         (
             ["population.task=LaMP-9"],

@@ -9,16 +9,34 @@ from pathlib import Path
 
 import pytest
 
-from jobs import adapt, assemble, evaluate, index, pipeline, report, select_sharers, train_own, train_sharers
+from jobs import (
+    adapt,
+    assemble,
+    evaluate,
+    index,
+    pipeline,
+    report,
+    select_sharers,
+    train_ia3,
+    train_joint,
+    train_own,
+    train_prompt_tuning,
+    train_sharers,
+)
 from perpcs.errors import ConfigError, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
+def rewritten_files(before, after):
+    """Files that were written, made or removed."""
+    return {name for name in {*before, *after} if before.get(name) != after.get(name)}
+
+
 def rewritten(before, after):
     """Top-level names under which anything was written, made or removed."""
-    return {name.split("/")[0] for name in {*before, *after} if before.get(name) != after.get(name)}
+    return {name.split("/")[0] for name in rewritten_files(before, after)}
 
 
 def markers(before, after):
@@ -84,7 +102,9 @@ def test_a_deleted_pool_is_trained_again_with_all_that_was_made_of_it(copy, mini
     before, results = contents(copy), same_results(copy)
     shutil.rmtree(copy / "pool")
     pipeline.main(mini(copy))
-    assert markers(before, contents(copy)) == {"train_sharers", "index", "assemble", "evaluate", "report"}
+    assert markers(before, contents(copy)) == {
+        "train_sharers", "index", "train_joint", "assemble", "evaluate", "report",
+    }  # fmt: skip
     assert same_results(copy) == results
 
 
@@ -98,7 +118,9 @@ def test_whoever_withdraws_is_left_out_of_all_that_is_made_anew_and_not_trained_
     (copy / "stages" / "train_sharers.json").unlink()
     before = contents(copy)
     pipeline.main(mini(copy))
-    assert markers(before, contents(copy)) == {"train_sharers", "index", "assemble", "evaluate", "report"}
+    assert markers(before, contents(copy)) == {
+        "train_sharers", "index", "train_joint", "assemble", "evaluate", "report",
+    }  # fmt: skip
     assert len(pool.view().ids) == 3 and gone not in pool.view().ids
     choices = json.loads((copy / "results.json").read_text())["choices"]
     assert gone not in choices["sharers"] and len(choices["sharers"]) == 3
@@ -131,6 +153,40 @@ def test_other_methods_are_evaluated_without_training(copy, mini, contents):
     rows = json.loads((copy / "results.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"adapted", "oppu", "gradient_svd"}
     assert "gradient key, rank r" in (copy / "report.html").read_text()
+
+
+def test_another_row_costs_that_row_alone(copy, mini, contents, same_results):
+    """Other rows' recipes and answers stay as they are; so do their values."""
+    from storage.recipes import RecipeStore
+
+    methods, before = mini(copy).evaluate.methods, contents(copy)
+    rows = same_results(copy)["rows"]
+    more = ("reranked_fitted", "rag_2", "oppu_ia3", "oppu_prompt")
+    pipeline.main(mini(copy, f"evaluate.methods={','.join([*methods, *more])}", "own_kinds.steps=3"))
+    written = {n for n in rewritten_files(before, contents(copy)) if n.startswith("answers/")}
+    assert written == {f"answers/{name}.json" for name in more}
+    stored = RecipeStore(str(copy / "recipes.lance"))
+    assert (
+        len(stored.all("reranked_fitted/concat")) == 3 and len(list((copy / "own_kinds").rglob("*.*"))) == 6
+    )
+    assert [row for row in same_results(copy)["rows"] if row["method"] in methods] == rows
+
+
+@pytest.mark.parametrize(
+    ("change", "methods"),
+    [
+        ("evaluate.resamples=150", set()),
+        ("evaluate.save_text=false", set()),
+        ("assembly.gradient_temperature=0.02", {"gradient", "gradient_global", "other_assembly"}),
+        ("assembly.batch_items=4", {"per_pcs"}),
+    ],
+)
+def test_only_answers_that_a_setting_changes_are_made_anew(copy, mini, contents, change, methods):
+    before = contents(copy)
+    pipeline.main(mini(copy, change))
+    written = {n for n in rewritten_files(before, contents(copy)) if n.startswith("answers/")}
+    assert written <= {f"answers/{name}.json" for name in methods}
+    assert "stages/evaluate.json" in rewritten_files(before, contents(copy))
 
 
 def test_another_top_k_is_assembled_again_over_the_same_pool(copy, mini, contents):
@@ -188,6 +244,9 @@ def test_stages_are_programs_of_their_own(copy, mini_yaml, same_results):
         (train_sharers, "select_sharers"),
         (train_own, "adapt"),
         (index, "train_sharers"),
+        (train_joint, "index"),
+        (train_ia3, "adapt"),
+        (train_prompt_tuning, "adapt"),
         (assemble, "index"),
         (evaluate, "assemble"),
         (report, "evaluate"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,28 @@ FITTED = {
     "reranked_fitted": "reranked",
 }
 """Rules that fit the weights of another rule's picks."""
+
+SETTINGS = {
+    "uniform": (),
+    "random": ("top_k",),
+    "retrieval": (),
+    "gate": ("top_k", "temperature"),
+    "gate_batches": ("top_k", "temperature", "batch_items"),
+    "gradient": ("top_k", "gradient_temperature"),
+    "gradient_global": ("top_k", "gradient_temperature"),
+    "reranked": ("top_k", "shortlist", "likelihood_temperature"),
+}
+"""Which settings of `AssemblyConfig` a rule depends on, beside those of ALWAYS; a fitted one on `fit` as well."""
+ALWAYS = ("max_items", "sharers", "sharing_ratio")
+
+
+def settings_of(rule: str, config: AssemblyConfig) -> dict[str, Any]:
+    """The part of the settings that a rule's picks depend on: others may change without making them anew."""
+    keys = (*ALWAYS, *SETTINGS[FITTED.get(rule, rule)])
+    found: dict[str, Any] = {key: getattr(config, key) for key in keys}
+    if rule in FITTED:
+        found |= {f"fit.{key}": value for key, value in asdict(config.fit).items() if key != "pack"}
+    return found
 
 
 class Assembler:

@@ -45,15 +45,20 @@ def candidate_losses(
     items_per_pass: int,
 ) -> list[np.ndarray]:
     """Per user [1 + c, M]: loss of each item under the adapted base and under every candidate's whole LoRA."""
-    there_UPc = shared_pieces(pieces).T[:, near_Uc].swapaxes(0, 1)
-    alone_Vc = np.vstack([np.zeros(near_Uc.shape[1]), np.eye(near_Uc.shape[1])])
+    # A candidate is a row of its own, of one piece: stacked pieces would be computed with for all the others as well.
+    rows_UV = np.concatenate([near_Uc[:, :1], near_Uc], axis=1)
+    there_UVP = shared_pieces(pieces)[rows_UV]
+    there_UVP[:, 0] = False
     out: list[np.ndarray] = []
-    for group in passes(users, items=max(1, items_per_pass // len(alone_Vc))):
-        rows = slice(len(out), len(out) + len(group))
-        there = there_UPc[rows]
-        mixture = mixture_of(pieces, np.broadcast_to(near_Uc[rows, None], there.shape), device=model.device)
-        weights_UVPc = alone_Vc[None, :, None] * there[:, None]
-        out += item_losses_of(model, group, mixture, weights_UVPc)
+    for group in passes(users, items=max(1, items_per_pass // rows_UV.shape[1])):
+        part = slice(len(out), len(out) + len(group))
+        rows_S, there_SP = rows_UV[part].ravel(), there_UVP[part].reshape(-1, there_UVP.shape[2])
+        ordinals_SP1 = np.broadcast_to(rows_S[:, None, None], (*there_SP.shape, 1))
+        mixture = mixture_of(pieces, ordinals_SP1, device=model.device)
+        asked = [user for user in group for _ in range(rows_UV.shape[1])]
+        found = item_losses_of(model, asked, mixture, there_SP[:, None, :, None].astype(np.float32))
+        losses = [loss[0] for loss in found]
+        out += [np.stack(losses[i : i + rows_UV.shape[1]]) for i in range(0, len(losses), rows_UV.shape[1])]
     return out
 
 

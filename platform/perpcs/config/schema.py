@@ -254,6 +254,27 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class KindsConfig:
+    """OPPU with other kinds of PEFT (rows oppu_prompt and oppu_ia3): trained by the PEFT library, user after user."""
+
+    steps: int = 100
+    batch: int = 6
+    """History items per step."""
+    prompt_lr: float = 3e-2
+    """Peak learning rate of prompt tuning."""
+    ia3_lr: float = 3e-2
+    """Peak learning rate of (IA)³."""
+    virtual_tokens: int = 8
+    """Prompt tuning: trained vectors in front of every prompt."""
+    clip: float = 1.0
+
+    def check(self) -> Problems:
+        """Impossible values."""
+        yield from _at_least(self, 1, "steps", "batch", "virtual_tokens")
+        yield from _above_zero(self, "prompt_lr", "ia3_lr", "clip")
+
+
+@dataclass(frozen=True)
 class SelectConfig:
     """Which candidates become sharers (METHOD section 2, step 2)."""
 
@@ -338,11 +359,14 @@ class EvaluateConfig:
 
     methods: tuple[str, ...] = (
         "base", "adapted", "rag", "pag", "oppu", "peft_retrieval", "per_pcs", "per_pcs_once", "gradient",
-        "gradient_global", "other_oppu", "other_assembly", "random_pieces", "uniform",
+        "gradient_global", "reranked", "other_oppu", "other_assembly", "joint", "random_pieces", "uniform",
     )  # fmt: skip
     """Rows of the table, by name; `python -m jobs.evaluate --methods` lists them with their meaning."""
     max_queries: int = 0
     """Queries per target user; 0 uses all."""
+    decoding: Literal["greedy", "constrained"] = "greedy"
+    """greedy: free text, as in the papers, where anything but a label is wrong. constrained: the most likely of the
+    task's labels (LaMP-1, 2M, 2N, 3)."""
     batch: int = 64
     """Sequences per generation batch, users mixed."""
     retrieve: int = 1
@@ -404,6 +428,7 @@ class ExperimentConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     own: TrainConfig = field(default_factory=TrainConfig)
     """OPPU: the targets' own adapters."""
+    own_kinds: KindsConfig = field(default_factory=KindsConfig)
     assembly: AssemblyConfig = field(default_factory=AssemblyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     ray: RayConfig = field(default_factory=RayConfig)

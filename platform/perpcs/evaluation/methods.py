@@ -13,7 +13,7 @@ from perpcs.evaluation.results import Role
 from perpcs.population.prompts import Context
 from perpcs.seeds import rng
 
-Uses = Literal["raw", "none", "own", "recipe"]
+Uses = Literal["raw", "none", "own", "kind", "joint", "recipe"]
 Shows = Literal["plain", "history", "profile"]
 
 
@@ -25,28 +25,49 @@ class Method:
     title: str
     role: Role
     uses: Uses
-    """raw: the base before task adaptation; none: the adapted base alone; own: an adapter trained for the user;
-    recipe: an adapter made from the pool by the rule `rule`."""
+    """raw: the base before task adaptation; none: the adapted base alone; own: a LoRA trained for the user; kind: other
+    parameters trained for the user, of the kind `kind`; joint: the one adapter trained on all sharers' data; recipe: an
+    adapter made from the pool by the rule `rule`."""
     doc: str
     shows: Shows = "plain"
     rule: str = ""
     merge: str = "concat"
     of_another: bool = False
     """Uses what was made for another target user."""
+    kind: Literal["", "prompt_tuning", "ia3"] = ""
+    retrieve: int = 0
+    """History items in the prompt of a row that shows history; 0: as many as `evaluate.retrieve`."""
 
     def context(self, *, retrieve: int) -> Context:
-        """What this row's prompts show of the user's past."""
-        return Context(retrieve=retrieve if self.shows == "history" else 0, profile=self.shows == "profile")
+        """What this row's prompts show of the user's past. retrieve: `evaluate.retrieve`."""
+        items = self.retrieve or retrieve
+        return Context(retrieve=items if self.shows == "history" else 0, profile=self.shows == "profile")
 
 
 _ROWS = (
     Method("base", "base model", "method", "raw", "the base before task adaptation"),
     Method("adapted", "task-adapted base", "method", "none", "the base adapted on other users' data"),
     Method("rag", "RAG", "method", "none", "adapted base, BM25-retrieved history in the prompt", shows="history"),
+    *(
+        Method(
+            f"rag_{k}", f"RAG, {k} item{'s' * (k > 1)}", "method", "none",
+            f"as rag with {k} history item{'s' * (k > 1)}, as far as prompt.max_length has room", shows="history",
+            retrieve=k,
+        )
+        for k in (1, 2, 4)
+    ),
     Method("pag", "PAG", "method", "none", "adapted base, a profile line in the prompt", shows="profile"),
     Method("oppu", "OPPU (own LoRA)", "method", "own", "a LoRA trained on the target's own history"),
     Method("oppu_rag", "OPPU + RAG", "method", "own", "own LoRA and retrieved history", shows="history"),
     Method("oppu_pag", "OPPU + PAG", "method", "own", "own LoRA and a profile line", shows="profile"),
+    Method(
+        "oppu_prompt", "OPPU, prompt tuning", "method", "kind",
+        "virtual tokens trained for each user by the PEFT library, one user after the other", kind="prompt_tuning",
+    ),
+    Method(
+        "oppu_ia3", "OPPU, (IA)³", "method", "kind",
+        "(IA)³ vectors trained for each user by the PEFT library, one user after the other", kind="ia3",
+    ),
     Method(
         "peft_retrieval", "PEFT retrieval", "method", "recipe",
         "the whole LoRA of the sharer whose history embedding is nearest", rule="retrieval",
@@ -65,6 +86,18 @@ _ROWS = (
         "as Per-Pcs with one selection, and the exact weighted sum of the pieces", rule="gate",
     ),
     Method(
+        "per_pcs_svd", "Per-Pcs, rank r", "method", "recipe",
+        "as Per-Pcs with one selection, and the exact sum cut to the pool's rank by SVD", rule="gate", merge="svd",
+    ),
+    Method(
+        "per_pcs_rag", "Per-Pcs + RAG", "method", "recipe", "as per_pcs_once, with retrieved history in the prompt",
+        rule="gate", merge="average", shows="history",
+    ),
+    Method(
+        "per_pcs_pag", "Per-Pcs + PAG", "method", "recipe", "as per_pcs_once, with a profile line in the prompt",
+        rule="gate", merge="average", shows="profile",
+    ),
+    Method(
         "gradient", "gradient key, per projection", "ours", "recipe",
         "gradient keys, top-k at every projection, exact weighted sum", rule="gradient",
     ),
@@ -80,6 +113,14 @@ _ROWS = (
         "gradient_global", "gradient key, whole sharers", "ours", "recipe",
         "gradient keys summed over projections, the same top-k sharers everywhere, exact weighted sum",
         rule="gradient_global",
+    ),
+    Method(
+        "gradient_global_svd", "whole sharers, rank r", "ours", "recipe",
+        "as gradient_global, cut to the pool's rank by SVD", rule="gradient_global", merge="svd",
+    ),
+    Method(
+        "gradient_global_average", "whole sharers, averaged", "ours", "recipe",
+        "as gradient_global, with the paper's average merge", rule="gradient_global", merge="average",
     ),
     Method(
         "gradient_fitted", "gradient key, fitted weights", "ours", "recipe",
@@ -100,11 +141,23 @@ _ROWS = (
         "as reranked, with the weights fitted per projection in a few steps", rule="reranked_fitted",
     ),
     Method(
+        "reranked_rag", "re-ranked + RAG", "ours", "recipe", "as reranked, with retrieved history in the prompt",
+        rule="reranked", shows="history",
+    ),
+    Method(
+        "reranked_pag", "re-ranked + PAG", "ours", "recipe", "as reranked, with a profile line in the prompt",
+        rule="reranked", shows="profile",
+    ),
+    Method(
         "other_oppu", "another user's LoRA", "control", "own", "the own LoRA of another target", of_another=True
     ),
     Method(
         "other_assembly", "another user's assembly", "control", "recipe",
         "another target's gradient-key assembly (whole sharers)", rule="gradient_global", of_another=True,
+    ),
+    Method(
+        "joint", "one LoRA for all", "control", "joint",
+        "one LoRA trained on all sharers' histories, with the steps and items that the sharers had in all",
     ),
     Method(
         "random_pieces", "random pieces", "control", "recipe",

@@ -1,10 +1,11 @@
-"""Runs methods over target users: prompts, adapters into bank slots, greedy generation, text."""
+"""Runs methods over target users: prompts, adapters into bank slots, decoding, text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from perpcs.generate.constrained import choose
 from perpcs.generate.greedy import generate
 from perpcs.lora.bank import Adapter, AdapterBank
 from perpcs.model.base import Base
@@ -41,14 +42,27 @@ class Ask:
 
 
 def answer_all(
-    base: Base, prompter: Prompter, asks: Sequence[Ask], *, bank: AdapterBank | None, batch: int
+    base: Base,
+    prompter: Prompter,
+    asks: Sequence[Ask],
+    *,
+    bank: AdapterBank | None,
+    batch: int,
+    constrained: bool = False,
 ) -> list[str]:
-    """Greedy answers, one per question, each through its slot of the bank (the base alone when there is none)."""
+    """Answers, one per question, each through its slot of the bank (the base alone when there is none): greedy text, or
+    the task's most likely label where `constrained`."""
+    prompts = [prompter.query(ask.user, ask.query, context=ask.context).prompt for ask in asks]
+    slots = [ask.slot for ask in asks]
+    if constrained:
+        labels = prompter.task.labels
+        choices = [prompter.label(label) for label in labels]
+        return [labels[i] for i in choose(base.model, prompts, choices, bank=bank, slots=slots, batch=batch)]
     tokens = generate(
         base.model,
-        [prompter.query(ask.user, ask.query, context=ask.context).prompt for ask in asks],
+        prompts,
         bank=bank,
-        slots=[ask.slot for ask in asks],
+        slots=slots,
         max_new=prompter.cfg.max_label,
         eos_id=int(base.tokenizer.eos_token_id),
         batch=batch,
@@ -66,8 +80,9 @@ def answer(
     scale: float,
     batch: int,
     max_queries: int,
+    constrained: bool = False,
 ) -> Answers:
-    """Greedy answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None)."""
+    """Answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None)."""
     asks = [
         Ask(slot, user, query, context)
         for slot, user in enumerate(users)
@@ -77,7 +92,7 @@ def answer(
     return Answers(
         user_ids=tuple(ask.user.id for ask in asks),
         query_ids=tuple(ask.query.id for ask in asks),
-        predictions=tuple(answer_all(base, prompter, asks, bank=bank, batch=batch)),
+        predictions=tuple(answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)),
         golds=tuple(ask.query.gold for ask in asks),
     )
 

@@ -54,8 +54,10 @@ def test_what_each_row_shows():
     assert shown["rag"] == shown["oppu_rag"] == Context(retrieve=2)
     assert shown["pag"] == shown["oppu_pag"] == Context(profile=True)
     assert shown["oppu"] == PLAIN
+    assert [METHODS[f"rag_{k}"].context(retrieve=3).retrieve for k in (1, 2, 4)] == [1, 2, 4]
 
 
 def test_a_rule_is_given_exactly_where_a_recipe_is_used():
     assert all(bool(m.rule) == (m.uses == "recipe") for m in METHODS.values())
+    assert all(bool(m.kind) == (m.uses == "kind") for m in METHODS.values())
     assert {m.name for m in METHODS.values() if m.of_another} == {"other_oppu", "other_assembly"}

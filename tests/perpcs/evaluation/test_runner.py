@@ -34,10 +34,10 @@ def base(people):
 def ask(base):
     prompter = Prompter(TASK, base.tokenizer, PromptConfig(max_label=6))
 
-    def ask(users, *, adapter_of=None, batch=64, max_queries=0, context=PLAIN):
+    def ask(users, *, adapter_of=None, batch=64, max_queries=0, context=PLAIN, constrained=False):
         return answer(
             base, prompter, users, context=context, adapter_of=adapter_of, scale=2.0, batch=batch,
-            max_queries=max_queries,
+            max_queries=max_queries, constrained=constrained,
         )  # fmt: skip
 
     return ask
@@ -93,3 +93,9 @@ def test_at_most_so_many_queries_each_the_first_ones(ask, people):
 
 def test_what_is_shown_reaches_the_model(ask, people):
     assert ask(people, context=Context(retrieve=2)).predictions != ask(people).predictions
+
+
+def test_constrained_answers_are_labels_of_the_task(ask, people, adapter_of):
+    found, free = ask(people, adapter_of=adapter_of, constrained=True), ask(people, adapter_of=adapter_of)
+    assert set(found.predictions) <= set(TASK.labels) and not set(free.predictions) <= set(TASK.labels)
+    assert (found.user_ids, found.query_ids) == (free.user_ids, free.query_ids)
