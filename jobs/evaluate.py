@@ -247,7 +247,7 @@ def _save_text(outputs: Sequence[MethodOutput], path: str) -> None:
 
 def methods_text() -> str:
     """Every method with its meaning, for `--methods`."""
-    return "\n".join(f"  {m.name:18s} {m.title} ({m.role}): {m.doc}" for m in METHODS.values())
+    return "\n".join(f"  {m.name:24s} {m.title} ({m.role}): {m.doc}" for m in METHODS.values())
 
 
 STAGE = Stage(
