@@ -147,7 +147,8 @@ def assembled_cost(
     part = float(pieces.shared.mean()) if isinstance(pieces, PartialPieces) else 1.0
     fit = cfg.assembly.fit
     again = round(fit.steps * fit.batch * tokens / items) if rule in FITTED and items else 0
-    judged = tokens * (1 + min(cfg.assembly.shortlist, len(pieces.ids))) if rule.startswith("reranked") else 0
+    # Once for the history key, once under the base, once under every candidate.
+    judged = tokens * (2 + min(cfg.assembly.shortlist, len(pieces.ids))) if rule.startswith("reranked") else 0
     return Cost(
         trainable_parameters=round(mean(r.codes.size for r in recipes)) if rule in FITTED else 0,
         bytes_per_user=mean(r.nbytes for r in recipes),

@@ -41,7 +41,11 @@ class KindModel:
         if kind == "prompt_tuning":
             shape = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.virtual_tokens)
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                # The library asks transformers by a name that is about to change.
+                warnings.filterwarnings(
+                    "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+                )
                 torch.manual_seed(seed_of(seed, kind))
                 self.model = get_peft_model(model, shape)
         except ValueError as error:
