@@ -56,7 +56,7 @@ def render_overlay(overlay: str) -> list[Object]:
     """Everything that an overlay puts into one namespace, ingress and monitoring included."""
     folders = parts(overlay)
     folders += [OVERLAYS / part for part in BESIDE.get(overlay, ())]
-    folders.append(ROOT / "k8s" / "base" / "ingress")
+    folders += [ROOT / "k8s" / "base" / "ingress", ROOT / "k8s" / "monitoring"]
     return [thing for folder in folders for thing in render(folder)]
 
 

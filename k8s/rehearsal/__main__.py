@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 INSIDE = "PERPCS_REHEARSAL"
+SCENES = ("first-worker", "head-lost", "pipeline", "serve-roll", "scaled-down")
 SHORT = ("first-worker", "head-lost")
 
 
@@ -37,7 +38,7 @@ def _isolated() -> list[str]:
 
 def rehearse(names: list[str], *, report: Path | None, keep: bool) -> None:
     """Run scenes in turn, as process 1 of the namespaces."""
-    from k8s.rehearsal import scenes
+    from k8s.rehearsal import scenes, serving
     from k8s.rehearsal.cluster import Cluster
     from k8s.rehearsal.network import Clock, make_bridge
 
@@ -45,6 +46,7 @@ def rehearse(names: list[str], *, report: Path | None, keep: bool) -> None:
         "first-worker": scenes.first_worker,
         "head-lost": scenes.head_lost,
         "pipeline": scenes.pipeline,
+        "serve-roll": serving.serve_roll,
         "scaled-down": scenes.scaled_down,
     }
     make_bridge()
@@ -75,7 +77,7 @@ def main() -> int:
     """The command line: once outside, to make the namespaces, and once inside them."""
     parser = argparse.ArgumentParser(prog="python -m k8s.rehearsal", description=__doc__)
     parser.add_argument(
-        "scenes", metavar="SCENE", nargs="*", help="first-worker, head-lost, pipeline, scaled-down"
+        "scenes", metavar="SCENE", nargs="*", help=", ".join(SCENES)
     )
     parser.add_argument("--report", type=Path, help="write what was seen there, as JSON")
     parser.add_argument("--keep", action="store_true", help="leave logs and disks where they are")

@@ -51,7 +51,7 @@ class Api:
             return error.code
         return 200
 
-    def submit(self, name: str, entrypoint: str, limit: float = 120.0) -> None:
+    def submit(self, name: str, entrypoint: str, limit: float = 300.0) -> None:
         """Start a job; tried again while the head's agent, which starts jobs, is not up. The name starts it once."""
         until = time.monotonic() + limit
         while True:
@@ -83,7 +83,7 @@ class Api:
             nodes = self.call("/nodes?view=summary")["data"]["summary"]
         except OSError:
             return {}
-        states = {node["ip"]: node["raylet"].get("state", "DEAD") for node in nodes}
+        states = {node["ip"]: node["raylet"].get("state", "DEAD") for node in nodes if "ip" in node}
         return {ip: state for ip, state in states.items() if ip != address(HEAD)}
 
     def alive(self) -> list[str]:

@@ -15,7 +15,7 @@ from k8s.rehearsal.network import RAY, Machine, add_machine, address
 
 HEAD, REDIS, WORKERS = 1, 2, (11, 12, 13, 14, 15)
 ROOT = Path(__file__).resolve().parents[2]
-IDLE_MINUTES = 0.25
+IDLE_MINUTES = 1.0
 
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "5000",

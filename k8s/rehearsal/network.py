@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,6 @@ def cut(number: int, *, off: bool = True) -> None:
 
 def on_machine(number: int, command: Sequence[str], disk: Path) -> list[str]:
     """The command that runs `command` on a machine with a /tmp/ray (on `disk`) and a /dev/shm of its own, as pods have."""
-    disk.mkdir(parents=True, exist_ok=True)
     private = 'mkdir -p /tmp/ray && mount --bind "$1" /tmp/ray && mount -t tmpfs tmpfs /dev/shm && shift && exec "$@"'
     return ["ip", "netns", "exec", f"n{number}", "sh", "-c", private, "sh", str(disk), *command]
 
@@ -77,8 +77,10 @@ class Machine:
 
     @classmethod
     def start(cls, number: int, command: Sequence[str], env: Mapping[str, str], *, folder: Path) -> Machine:
-        """Run a command as the machine's main process. folder: for what it prints and for its disk."""
-        line = on_machine(number, command, folder / f"disk-{number}")
+        """Run a command as the machine's main process. folder: for what it prints, and for its disk, a new one as a
+        new pod has. (Over the /tmp/ray of a head that died, `ray start --head` says that it is already running.)"""
+        disk = Path(tempfile.mkdtemp(prefix=f"disk-{number}-", dir=folder))
+        line = on_machine(number, command, disk)
         with (folder / f"machine-{number}.log").open("ab") as log:
             process = subprocess.Popen(line, env=dict(env), stdout=log, stderr=log, start_new_session=True)
         return cls(number, process)
@@ -121,7 +123,7 @@ class Clock:
         sys.stdout.write(f"  {what}: {value}\n")
         sys.stdout.flush()
 
-    def wait(self, what: str, ready: Callable[[], bool], limit: float = 120.0, every: float = 0.2) -> None:
+    def wait(self, what: str, ready: Callable[[], bool], limit: float = 240.0, every: float = 0.2) -> None:
         """Wait until something holds, and note how long it took. Raises TimeoutError."""
         began = time.monotonic()
         while not ready():

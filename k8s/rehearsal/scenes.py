@@ -123,5 +123,6 @@ def _start_caller(cluster: Cluster, clock: Clock, task: tuple[Path, float]) -> s
     listed = subprocess.run(["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True).stdout
     command = [sys.executable, "-m", "k8s.rehearsal.caller", str(out), str(seconds)]
     caller = subprocess.Popen(beside(int(listed.split()[0]), command), env=cluster.env)
-    clock.wait("client calls", out.with_suffix(".ready").exists)
+    clock.wait("client calls", lambda: out.with_suffix(".ready").exists() or caller.poll() is not None)
+    assert caller.poll() is None, "the client ended before it called"
     return caller

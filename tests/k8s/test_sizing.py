@@ -8,6 +8,10 @@ def test_the_page_has_the_table():
     assert table() in (ROOT / "docs" / "operations.md").read_text()
 
 
+def test_the_page_on_scaling_has_its_row():
+    assert table((Plan(users=1_000_000, sharers=100_000),)) in (ROOT / "docs" / "scaling.md").read_text()
+
+
 def test_bytes_are_those_of_the_bench():
     import json
 
