@@ -23,6 +23,7 @@ CHECKS: dict[str, Callable[[list[Object]], Iterator[str]]] = {
     "entry points": embedded.check_entrypoints,
     "runtime environments": embedded.check_runtime_envs,
     "Serve": embedded.check_serve,
+    "configs": embedded.check_configs,
     "references": references.check_references,
     "selectors": references.check_selectors,
     "pods": pods.check_pods,

@@ -6,7 +6,8 @@ import ast
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -144,3 +145,29 @@ def _names(module: str) -> set[str]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_configs(things: list[Object]) -> Iterator[str]:
+    """The mounted configs, through the loaders of the programs that read them."""
+    from perpcs.config import load_config
+    from perpcs.errors import PerpcsError
+    from perpcs.sweep.config import load_sweep
+    from serve.config import load as load_service
+
+    loaders: dict[str, Callable[[str], object]] = {
+        "experiment.yaml": load_config,
+        "sweep.yaml": load_sweep,
+        "serve.yaml": load_service,
+    }
+    files = {Path(path).name: text for path, text in mounted(things).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
+        for name in sorted(files):
+            if name not in loaders:
+                yield f"ConfigMap/perpcs-config: {name}: no program reads it"
+                continue
+            try:
+                loaders[name](str(Path(folder) / name))
+            except PerpcsError as error:
+                yield f"ConfigMap/perpcs-config: {str(error).replace(f'{folder}/', '')}"

@@ -17,15 +17,6 @@ HEAD, REDIS, WORKERS = 1, 2, (11, 12, 13, 14, 15)
 ROOT = Path(__file__).resolve().parents[2]
 IDLE_MINUTES = 1.0
 
-HEALTH = {
-    "RAY_health_check_initial_delay_ms": "5000",
-    "RAY_health_check_period_ms": "3000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "4",
-}
-"""A node that is cut off counts as dead sooner than by Ray's defaults, so that the rehearsal is short."""
-
-
 @dataclass
 class Cluster:
     """The head (started anew with `start_head`, as Kubernetes does), Redis, and the machines of the autoscaler."""
@@ -45,7 +36,7 @@ class Cluster:
     def env(self) -> dict[str, str]:
         """Of every process of the cluster, as KubeRay and the image set it."""
         keep = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
-        return keep | HEALTH | {
+        return keep | {
             "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
@@ -93,6 +84,12 @@ class Cluster:
             "RAY_NODE_TYPE_NAME": "ray.head.default",
         }
         self.head = Machine.start(HEAD, command, env, folder=self.folder)
+
+    def keep_head(self) -> None:
+        """What the operator does: where the head's process has ended, start another."""
+        if self.head.process.poll() is not None:
+            self.head.kill()
+            self.start_head()
 
     def _autoscaler(self) -> dict[str, Any]:
         lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands",

@@ -33,10 +33,16 @@ ray: {address: auto, workers: 2, gpus: 1, cpus: 1, threads: 1}
 SHARERS = 12
 
 
+def head_up(cluster: Cluster) -> bool:
+    """Whether the head answers; one whose process has ended is started again."""
+    cluster.keep_head()
+    return Api(cluster.token).healthy()
+
+
 def first_worker(cluster: Cluster, clock: Clock) -> None:
     """One task that wants a GPU, on a cluster that has no worker at all."""
     api = Api(cluster.token)
-    clock.wait("head answers", api.healthy)
+    clock.wait("head answers", lambda: head_up(cluster))
     clock.note("a job without the token: HTTP status", api.refused())
     assert api.refused() in {401, 403}, "anybody can submit jobs"
     assert not api.alive()
@@ -103,8 +109,7 @@ def head_lost(cluster: Cluster, clock: Clock, *, seconds: float = 40.0) -> None:
     cluster.head.kill()
     clock.note("head killed")
     assert not api.healthy()
-    cluster.start_head()
-    clock.wait("head answers again", api.healthy)
+    clock.wait("head answers again", lambda: head_up(cluster))
     assert caller.wait(seconds + 120) == 0
     seen = json.loads(out.read_text())
     for what, value in seen.items():
