@@ -4,8 +4,9 @@ set -euo pipefail
 source=$1 prefix=$2 variant=$3 index=${4:-}
 [[ $variant == cpu || $variant == cuda ]] || { echo "VARIANT: $variant: must be cpu or cuda" >&2; exit 2; }
 
+# pip compiles what it installs: in a pod the root is read-only, and a process would compile every module it imports.
 python3 -m venv "$prefix"
-pip=("$prefix/bin/python" -m pip install --no-cache-dir --disable-pip-version-check --no-compile
+pip=("$prefix/bin/python" -m pip install --no-cache-dir --disable-pip-version-check
      --constraint "$source/k8s/image/constraints.txt")
 [[ -z $index ]] || "${pip[@]}" --extra-index-url "$index" torch
 "${pip[@]}" "$source"

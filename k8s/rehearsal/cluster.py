@@ -41,7 +41,6 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
             "RAY_raylet_start_wait_time_s": "180",  # on a machine with other load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ class NamespaceNodes(FakeMultiNodeProvider):
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         """provider_config: `machines`, numbers of namespaces that may be used; `head`, the GCS's; `folder`, `env`."""
+        # Wanted by the provider below. Set for the head's own `ray start` it would give every head the same node id,
+        # and the checks of the dead one would end the new one.
+        os.environ["RAY_FAKE_CLUSTER"] = "1"
         super().__init__(provider_config, cluster_name)
         self._free = list(provider_config["machines"])
         self._head = int(provider_config["head"])
