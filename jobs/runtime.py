@@ -146,12 +146,17 @@ def source_path(env: Mapping[str, str]) -> str:
 
 
 def require_room(cfg: RayConfig) -> None:
-    """ConfigError when the cluster, grown as far as it may, cannot hold `ray.workers` workers."""
+    """ConfigError when the cluster, grown as far as it may, cannot hold `ray.workers` workers.
+
+    An autoscaler whose limits Ray does not know, as KubeRay's, is taken at its word: the fleet waits and says so.
+    """
     import ray
     from ray._private import state
 
     if limits := state.state.get_max_resources_from_cluster_config():
         nodes = [{str(name): float(amount) for name, amount in limits.items()}]
+    elif grows():
+        return
     else:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = workers_that_fit(nodes, cpus=cfg.cpus, gpus=cfg.gpus)
@@ -162,6 +167,13 @@ def require_room(cfg: RayConfig) -> None:
             f"ray.workers: {cfg.workers} with {each} each cannot run here ({has}), at most {room} can; "
             "lower ray.workers, ray.cpus or ray.gpus"
         )
+
+
+def grows() -> bool:
+    """Whether the connected cluster has Ray's autoscaler, which adds nodes when work waits."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 def workers_that_fit(nodes: Sequence[Mapping[str, float]], *, cpus: float, gpus: float) -> int:

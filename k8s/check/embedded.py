@@ -151,14 +151,16 @@ def check_configs(things: list[Object]) -> Iterator[str]:
     """The mounted configs, through the loaders of the programs that read them."""
     from perpcs.config import load_config
     from perpcs.errors import PerpcsError
-    from perpcs.sweep.config import load_sweep
     from serve.config import load as load_service
 
     loaders: dict[str, Callable[[str], object]] = {
         "experiment.yaml": load_config,
-        "sweep.yaml": load_sweep,
         "serve.yaml": load_service,
     }
+    if importlib.util.find_spec("perpcs.sweep"):
+        from perpcs.sweep.config import load_sweep
+
+        loaders["sweep.yaml"] = load_sweep
     files = {Path(path).name: text for path, text in mounted(things).items()}
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():

@@ -76,9 +76,7 @@ def rehearse(names: list[str], *, report: Path | None, keep: bool) -> None:
 def main() -> int:
     """The command line: once outside, to make the namespaces, and once inside them."""
     parser = argparse.ArgumentParser(prog="python -m k8s.rehearsal", description=__doc__)
-    parser.add_argument(
-        "scenes", metavar="SCENE", nargs="*", help=", ".join(SCENES)
-    )
+    parser.add_argument("scenes", metavar="SCENE", nargs="*", help=", ".join(SCENES))
     parser.add_argument("--report", type=Path, help="write what was seen there, as JSON")
     parser.add_argument("--keep", action="store_true", help="leave logs and disks where they are")
     words = parser.parse_args()

@@ -64,6 +64,9 @@ class Api:
                     return
                 if error.code < 500 or time.monotonic() > until:
                     raise RuntimeError(f"job {name}: HTTP {error.code}: {said}") from error
+            except OSError:  # a head that has just come back drops connections
+                if time.monotonic() > until:
+                    raise
             time.sleep(1.0)
 
     def status(self, name: str) -> str:

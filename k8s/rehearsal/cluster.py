@@ -17,6 +17,7 @@ HEAD, REDIS, WORKERS = 1, 2, (11, 12, 13, 14, 15)
 ROOT = Path(__file__).resolve().parents[2]
 IDLE_MINUTES = 1.0
 
+
 @dataclass
 class Cluster:
     """The head (started anew with `start_head`, as Kubernetes does), Redis, and the machines of the autoscaler."""

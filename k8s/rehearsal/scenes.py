@@ -60,6 +60,7 @@ def pipeline(cluster: Cluster, clock: Clock) -> None:
     """The whole flow as a Ray job; when the first sharers are in, one worker's cable is taken out."""
     api, folder = Api(cluster.token), cluster.folder / "experiment"
     (cluster.folder / "mini.yaml").write_text(MINI)
+    clock.wait("head answers", lambda: head_up(cluster))
     api.submit(
         "pipeline", f"{sys.executable} -m jobs.pipeline {cluster.folder}/mini.yaml experiment={folder}"
     )

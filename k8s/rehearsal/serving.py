@@ -55,7 +55,13 @@ class Client(threading.Thread):
             self.longest = max(self.longest, time.monotonic() - began)
 
     def _stream(self) -> None:
-        body = {"model": self.model, "prompt": "a film about", "max_tokens": 24, "stream": True, "temperature": 1.0}
+        body = {
+            "model": self.model,
+            "prompt": "a film about",
+            "max_tokens": 24,
+            "stream": True,
+            "temperature": 1.0,
+        }
         request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
         request.add_header("Authorization", f"Bearer {self.token}")
@@ -141,7 +147,8 @@ def _seen(clock: Clock, clients: list[Client], when: str) -> None:
     """Note what came since the last time."""
     errors = [error for client in clients for error in client.errors]
     clock.note(
-        f"answers {when}", f"{sum(c.done for c in clients)} in all, {sum(c.texts for c in clients)} pieces of text"
+        f"answers {when}",
+        f"{sum(c.done for c in clients)} in all, {sum(c.texts for c in clients)} pieces of text",
     )
     clock.note(f"errors {when}", f"{len(errors)} {errors[-1] if errors else ''}".strip())
     clock.note(f"longest answer {when}", round(max(c.longest for c in clients), 1))

@@ -53,6 +53,12 @@ def test_a_request_that_can_never_be_met_is_refused_at_once(local_ray):
         pass
 
 
+def test_a_cluster_that_grows_is_not_refused_for_what_it_has_now(local_ray, monkeypatch):
+    assert not runtime.grows(), "a Ray of our own has no autoscaler"
+    monkeypatch.setattr(runtime, "grows", lambda: True)
+    runtime.require_room(RayConfig(workers=9, gpus=1))
+
+
 def test_a_running_ray_is_used_and_left_running(local_ray):
     with connect(RayConfig()):
         assert local_ray.is_initialized()
