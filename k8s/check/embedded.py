@@ -158,7 +158,7 @@ def check_configs(things: list[Object]) -> Iterator[str]:
         "serve.yaml": load_service,
     }
     if importlib.util.find_spec("perpcs.sweep"):
-        from perpcs.sweep.config import load_sweep
+        from perpcs.sweep.config import load_sweep  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
         loaders["sweep.yaml"] = load_sweep
     files = {Path(path).name: text for path, text in mounted(things).items()}

@@ -64,14 +64,14 @@ def pipeline(cluster: Cluster, clock: Clock) -> None:
     api.submit(
         "pipeline", f"{sys.executable} -m jobs.pipeline {cluster.folder}/mini.yaml experiment={folder}"
     )
-    clock.wait("two workers alive", lambda: len(api.alive()) >= 2 or _ended(api), 300)
-    clock.wait("two sharers committed", lambda: _commits(folder) >= 2 or _ended(api), 300)
+    clock.wait("two workers alive", lambda: len(api.alive()) >= 2 or _ended(api), 900)
+    clock.wait("two sharers committed", lambda: _commits(folder) >= 2 or _ended(api), 900)
     victim = api.alive()[-1]
     cut(int(victim.rpartition(".")[2]))
     clock.note("cut off", f"{victim} after {_commits(folder)} sharers")
     clock.wait("counted as dead", lambda: victim not in api.alive() or _ended(api), 120)
     clock.wait("a new worker beside the one that is left", lambda: len(api.alive()) >= 2 or _ended(api), 120)
-    clock.wait("pipeline done", lambda: _ended(api), 600, every=1.0)
+    clock.wait("pipeline done", lambda: _ended(api), 1500, every=1.0)
     assert api.status("pipeline") == "SUCCEEDED", api.logs("pipeline")[-3000:]
     trained = [user for event in _events(folder, "train_sharers") for user in event.get("users", ())]
     clock.note("sharers trained", f"{len(set(trained))}, {len(trained) - len(set(trained))} of them twice")
