@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 
 from perpcs.errors import StoreError
 from perpcs.generate.engine import Engine
@@ -45,6 +44,7 @@ class Host:
         """Loads everything. Raises ConfigError, StoreError, ModelError or MismatchError for what cannot be served."""
         self.config = config
         self._opened = opened = open_experiment(config)
+        self._opened_at = int(time.time())
         folder = config.store.folder or opened.paths.served
         self._pool = ServedPool(
             opened.paths, opened.base.fingerprint, cache_bytes=config.engine.piece_cache_bytes
@@ -66,11 +66,10 @@ class Host:
     async def card(self) -> ModelCard:
         """What is served."""
         task = self._opened.prompter.task
-        made = Path(self._opened.paths.config).stat().st_mtime
         pieces = self._pool.now("")
         return ModelCard(
-            name=self.config.model or Path(self._opened.paths.root).name,
-            created=int(made),
+            name=self._name,
+            created=self._opened_at,
             task=task.name,
             fields=task.fields,
             labels=task.labels,
@@ -173,6 +172,10 @@ class Host:
 
     # Threads
 
+    @property
+    def _name(self) -> str:
+        return self.config.model or self._opened.paths.root.rstrip("/").rpartition("/")[2]
+
     def _slot_name(self, owner: Owner) -> str:
         version = self._recipes.current(owner)
         if version is None:
@@ -209,9 +212,10 @@ class Host:
 
     def _export(self, owner: Owner) -> PeftFiles:
         spec = self._pool.spec
-        name = self.config.model or Path(self._opened.paths.root).name
         adapter = self._pool.adapter(self._recipe(owner))
-        return export_peft(adapter, scale=spec.alpha / spec.rank, base=name, fingerprint=spec.fingerprint)
+        return export_peft(
+            adapter, scale=spec.alpha / spec.rank, base=self._name, fingerprint=spec.fingerprint
+        )
 
     def _forget(self, owner: Owner) -> None:
         self._forgotten.mark(owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from perpcs.generate.limits import EngineConfig
 from perpcs.generate.paged import PageConfig
 from perpcs.lora.bank import AdapterBank
 from perpcs.lora.inject import BankedModel
-from perpcs.model.base import Base, load_base
+from perpcs.model.base import FINGERPRINT_FILE, Base, load_base
 from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import PoolSpec
 from serve.config import ServeConfig
+from storage.files import exists, is_remote, local, read_bytes
+from storage.folders import local_folder
 from storage.layout import Paths
 from storage.population import read_task
 
@@ -38,15 +41,15 @@ class Opened:
 def open_experiment(config: ServeConfig) -> Opened:
     """Raises ConfigError where there is no finished experiment, and what loading its base raises."""
     paths = Paths.of(config.experiment)
-    if not Path(paths.config).is_file() or not Path(paths.pool).is_dir():
+    if not exists(paths.config) or not exists(paths.pool):
         raise ConfigError(
             f"experiment: {config.experiment!r} holds no finished experiment; run one first "
             "(make quickstart), or name its folder"
         )
-    cfg = load_config(paths.config)
+    cfg = _read_config(paths.config)
     device = config.engine.device or cfg.base.device
     base = load_base(
-        Path(paths.base),
+        local_folder(paths.base, named_by=FINGERPRINT_FILE),
         dtype=cfg.base.dtype,
         device=device,
         targets=cfg.lora.targets,
@@ -55,6 +58,15 @@ def open_experiment(config: ServeConfig) -> Opened:
     prompter = Prompter(get_task(read_task(paths.population)), base.tokenizer, cfg.prompt)
     twin = Base(share_weights(base.model), base.tokenizer, base.fingerprint)
     return Opened(cfg, paths, base, twin, prompter)
+
+
+def _read_config(uri: str) -> ExperimentConfig:
+    if not is_remote(uri):
+        return load_config(local(uri))
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "config.yaml"
+        copied.write_bytes(read_bytes(uri))
+        return load_config(copied)
 
 
 def share_weights(model: BankedModel) -> BankedModel:
