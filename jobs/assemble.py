@@ -13,49 +13,61 @@ from jobs.experiment import Info, Stage, stage_digest, stage_info
 from jobs.loading import open_assembler, open_base
 from jobs.memory import peak_memory
 from jobs.preflight import check_methods
-from jobs.runtime import run_remote
+from jobs.spread import slices, spread
 from perpcs.assembly.assembler import Assembler, settings_of
 from perpcs.assembly.rules import make_recipe
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.evaluation.methods import get_methods, needed_rules, recipe_name
 from perpcs.records import User
 from storage.layout import Paths
-from storage.population import read_split
+from storage.population import read_split, read_users
 from storage.recipes import RecipeStore
 
 log = logging.getLogger(__name__)
 
 
+PASSES = 4
+"""Of `assembly.items_per_pass` history items in a slice."""
+
+
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
-    """Assemble in one worker."""
-    return run_remote(
-        assemble_all,
-        cfg,
-        paths,
-        stage_info(paths, "index", wanted_by="assemble")["pool_version"],
-        cfg=cfg.ray,
-    )
+    """Assemble in as many tasks as there are workers; returns seconds per user by recipe name."""
+    version = stage_info(paths, "index", wanted_by="assemble")["pool_version"]
+    users = read_split(paths.population, "targets")
+    parts = slices(
+        [user.id for user in users], [len(user.known) for user in users],
+        most=PASSES * cfg.assembly.items_per_pass,
+    )  # fmt: skip
+    found = spread(assemble_slices, cfg, paths, version, parts=parts, cfg=cfg.ray)
+    return {
+        "pool_version": version,
+        "targets": len(users),
+        "seconds_per_user": {
+            name: round(
+                sum(s[name].seconds * len(p) for s, p in zip(found, parts, strict=True)) / len(users), 5
+            )
+            for name in found[0]
+        },
+        "peak_memory": {name: max(spent[name].memory for spent in found) for name in found[0]},
+    }
 
 
-def assemble_all(cfg: ExperimentConfig, paths: Paths, pool_version: int) -> Info:
-    """Every needed rule over all targets; returns seconds per user by recipe name."""
+def assemble_slices(
+    cfg: ExperimentConfig, paths: Paths, pool_version: int, parts: Sequence[Sequence[str]]
+) -> list[dict[str, Spent]]:
+    """Every needed rule over each slice of target ids; for each, by recipe name, what it took."""
     base = open_base(cfg, paths)
     assembler = open_assembler(cfg, paths, base, version=pool_version)
-    users = read_split(paths.population, "targets")
-    store = RecipeStore(paths.recipes)
-    seconds, memory = {}, {}
-    for rule, merge in needed_rules(get_methods(cfg.evaluate.methods)):
-        key, name = recipe_key(cfg, paths, rule), recipe_name(rule, merge)
-        spent = made_before(store, name, users, key)
-        if spent is None:
-            spent = assemble_recipes(assembler, rule, merge, users, store=store, key=key)
-        seconds[name], memory[name] = spent.seconds, spent.memory
-    return {
-        "pool_version": pool_version,
-        "targets": len(users),
-        "seconds_per_user": seconds,
-        "peak_memory": memory,
-    }
+    store, rules = RecipeStore(paths.recipes), needed_rules(get_methods(cfg.evaluate.methods))
+    found = []
+    for part in parts:
+        users, spent = read_users(paths.population, part), {}
+        for rule, merge in rules:
+            key, name = recipe_key(cfg, paths, rule), recipe_name(rule, merge)
+            before = made_before(store, name, users, key)
+            spent[name] = before or assemble_recipes(assembler, rule, merge, users, store=store, key=key)
+        found.append(spent)
+    return found
 
 
 @dataclass(frozen=True)
