@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Overrides for `make quickstart`, e.g. ARGS="seed=1"; options for `make test`, e.g. ARGS="-k leases".
 ARGS ?=
 
-.PHONY: help quickstart test test-fast bench lint format manifests rehearsal sbom clean distclean
+.PHONY: help quickstart test test-fast bench chaos lint format manifests rehearsal sbom clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test-fast: $(READY)  ## all tests but the whole flows
 bench: $(READY)  ## every bench; each writes its result beside itself
 	@set -e; for bench in benchmarks/bench_*.py; do [ -e "$$bench" ] || continue; \
 	  echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
+
+chaos: $(READY)  ## kill workers, coordinator, nodes and drivers while 300 users train
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 lint: $(READY)  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
