@@ -110,7 +110,7 @@ def _user_examples(prompter: Prompter, user: User, cfg: ExperimentConfig) -> Ite
 
 STAGE = Stage(
     "adapt", "base model", run, needs=("ingest",), settings=("seed", "prompt", "base", "lora.targets", "evaluate.retrieve"),
-    makes="base", costly=True, check=check_base,
+    makes="base", beside=("raw_base",), costly=True, check=check_base,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def stage_main(
     """
 
     def work() -> None:
-        arguments = _parser(description, listings or {}).parse_args(argv)
+        arguments = config_parser(description, listings or {}).parse_args(argv)
         stage(read_config(arguments.config, arguments.overrides))
 
     return guarded(work)
@@ -102,7 +102,8 @@ class Parser(argparse.ArgumentParser):
         raise PerpcsError(f"{self.prog}: {message}; see --help")
 
 
-def _parser(description: str, listings: Mapping[str, Listing]) -> argparse.ArgumentParser:
+def config_parser(description: str, listings: Mapping[str, Listing]) -> argparse.ArgumentParser:
+    """A config file and `key=value` settings; `listings` as for `stage_main`."""
     parser = Parser(
         prog=_program(),
         description=inspect.cleandoc(description),

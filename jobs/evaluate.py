@@ -69,7 +69,7 @@ class Evaluator:
         lookup = {
             "raw": None,
             "none": None,
-            "own": self._own_adapter,
+            "own": self.own_adapter,
             "joint": self._joint_adapter,
             "recipe": partial(self._recipe_adapter, method),
         }
@@ -127,7 +127,8 @@ class Evaluator:
             self._own = own_adapters(self.paths)
         return self._own
 
-    def _own_adapter(self, user_id: str) -> Adapter:
+    def own_adapter(self, user_id: str) -> Adapter:
+        """One target's own adapter."""
         pieces = self.own[user_id].pieces
         return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in pieces.items()}
 

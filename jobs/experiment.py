@@ -17,6 +17,7 @@ from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.errors import ConfigError, StoreError
 from storage.files import exists, read_json, write_json
 from storage.layout import Paths
+from storage.shared import share
 
 HOW = ("population.path", "base.device", "own.pack", "pool.train.pack", "pool.gate.pack", "pool.checksums", "evaluate.batch",
        "assembly.items_per_pass", "assembly.fit.pack")  # fmt: skip
@@ -41,6 +42,8 @@ class Stage:
     """Config sections or keys that its output depends on."""
     makes: str = ""
     """The place (see Paths) of its output; where that is gone, the stage is not finished."""
+    beside: tuple[str, ...] = ()
+    """Other places that it makes."""
     costly: bool = False
     """Refuse to start over with other settings while the output is there."""
     grows: bool = False
@@ -98,6 +101,41 @@ class Stage:
         write_json(paths.marker(self.name), {"inputs": inputs, "finished": True, "info": info})
         log.info("%s: done in %.1f s", self.title, seconds)
         return info
+
+    def reads(self, key: str) -> bool:
+        """Whether its output depends on this setting by itself, not by way of earlier stages."""
+        return _covers(self.settings, key)
+
+    def alike(self, cfg: ExperimentConfig, other: Paths) -> bool:
+        """Whether another experiment finished it with the same settings, whatever came before."""
+        marker = self._marker(other)
+        ours = self._settings(cfg)
+        return (
+            marker is not None
+            and marker["finished"]
+            and self._made(other)
+            and ours
+            == {key: value for key, value in marker["inputs"].items() if not key.startswith("stage ")}
+        )
+
+    def inputs(self, cfg: ExperimentConfig) -> Info:
+        """Everything its output follows from: settings, and digests of the stages it needs, which must be finished."""
+        return self._inputs(cfg, Paths.of(cfg.experiment))
+
+    def take_over(self, cfg: ExperimentConfig, other: Paths) -> bool:
+        """Take the stage's output from another experiment that finished it with equal inputs; whether there is one."""
+        paths = Paths.of(cfg.experiment)
+        marker = self._marker(other)
+        if marker is None or not marker["finished"] or not self._made(other):
+            return False
+        if self.mark is not None and self.mark(other) != marker["info"].get("mark"):
+            return False
+        if marker["inputs"] != self._inputs(cfg, paths):
+            return False
+        for place in filter(None, (self.makes, *self.beside)):
+            share(getattr(other, place), getattr(paths, place))
+        write_json(paths.marker(self.name), marker)
+        return True
 
     def _marker(self, paths: Paths) -> Info | None:
         path = paths.marker(self.name)

@@ -13,12 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from jobs.coordinator import Coordinator, one_line
 from jobs.fleet_types import FleetEvent, FleetReport, News, PackWorker, Plan
+from jobs.fleet_worker import work
 from jobs.metrics import FleetMetrics
-from jobs.runtime import connect, fetch
+from jobs.runtime import connect, fetch, runs_here
 from perpcs.config.schema import RayConfig
 
 POLL_S = 0.25
@@ -63,6 +65,8 @@ def run_fleet(
     started = time.monotonic()
     workers = min(cfg.workers, len(users))
     plan = Plan(total=len(users), pack=pack, workers=workers, retries=cfg.retries, stage=stage)
+    if runs_here():
+        return _by_itself(users, make_worker, plan=plan, todo=todo, on_event=on_event)
     with _told(plan, on_event), connect(cfg):
         coordinator = _start_coordinator(todo, plan)
         crew = _start_crew(coordinator, make_worker, plan, cfg)
@@ -89,6 +93,27 @@ def _told(plan: Plan, on_event: Callable[[FleetEvent], None]) -> Iterator[None]:
         on_event(FleetEvent("ended", f"{where} stops: {one_line(error)}", total=plan.total))
         raise
     on_event(FleetEvent("ended", f"{where} has no more to do", total=plan.total))
+
+
+def _by_itself(
+    users: Sequence[str],
+    make_worker: Callable[[], PackWorker],
+    *,
+    plan: Plan,
+    todo: Callable[[], Sequence[str]],
+    on_event: Callable[[FleetEvent], None],
+) -> FleetReport:
+    """A fleet of one in this process, whose death is somebody else's to notice."""
+    started = time.monotonic()
+    desk = Coordinator(todo, replace(plan, workers=1))
+    with _told(plan, on_event):
+        work(desk, "0", make_worker, beat_s=plan.beat_s)
+        news = desk.news(("", 0))
+        for event in news.events:
+            on_event(event)
+    if news.error is not None:
+        raise news.error
+    return _account(users, todo(), news.failed, seconds=time.monotonic() - started, workers=1)
 
 
 class RemoteDesk:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,12 +192,32 @@ def threads_of(cfg: RayConfig) -> int:
     return cfg.threads or max(1, int(cfg.cpus))
 
 
+_here: ContextVar[bool] = ContextVar("here", default=False)
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """For the block, stages run in this process, which has a worker's resources already, instead of in Ray tasks."""
+    token = _here.set(True)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def runs_here() -> bool:
+    """Whether this is inside `in_this_process`."""
+    return _here.get()
+
+
 def run_remote(fn: Callable[..., T], *args: Any, cfg: RayConfig) -> T:
     """`fn(*args)` in one Ray task with the resources of one worker; its PerpcsErrors come back as themselves.
 
     Its log lines and progress bars appear here. A task whose process dies is tried again `ray.retries`
     times, so fn must be able to start over.
     """
+    if runs_here():
+        return fn(*args)
     import ray
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 

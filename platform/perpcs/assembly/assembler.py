@@ -15,8 +15,8 @@ from perpcs.assembly.rerank import candidate_losses, likelihood_weights, shortli
 from perpcs.assembly.rules import (
     Picks,
     gate_picks,
-    gradient_picks,
     history_queries,
+    picks_of_queries,
     random_picks,
     retrieval_picks,
     uniform_picks,
@@ -91,20 +91,24 @@ class Assembler:
         if rule == "reranked":
             return self._reranked(users, data)
         if rule in ("gradient", "gradient_global"):
-            how = Rule(a.top_k, a.gradient_temperature, merge)
-            return gradient_picks(
-                self.base.model, data, self.pieces, how,
-                whole_sharers=rule == "gradient_global", items_per_pass=a.items_per_pass,
-            )  # fmt: skip
+            how, queries = Rule(a.top_k, a.gradient_temperature, merge), self.gradient_queries(users)
+            return picks_of_queries(queries, self.pieces, how, whole_sharers=rule == "gradient_global")
         how = Rule(a.top_k, a.temperature, merge)
         batch_items = {"gate": 0, "gate_batches": a.batch_items}[rule]
         return gate_picks(
             self.base.model, data, self.pieces, how, batch_items=batch_items, items_per_pass=a.items_per_pass
         )
 
+    def gradient_queries(self, users: Sequence[User]) -> dict[str, np.ndarray]:
+        """By projection [U, m * m]; they depend on the users' items alone, so that many settings can share them."""
+        data = [self._data(user) for user in users]
+        return history_queries(
+            self.base.model, data, self.pieces.spec, items_per_pass=self.config.items_per_pass
+        )
+
     def _reranked(self, users: Sequence[User], data: Sequence[UserData]) -> list[Picks]:
         a, model = self.config, self.base.model
-        queries = history_queries(model, data, self.pieces.spec, items_per_pass=a.items_per_pass)
+        queries = self.gradient_queries(users)
         near = shortlist(queries, self._history_keys(users), self.pieces, a.shortlist)
         losses = candidate_losses(model, data, self.pieces, near, items_per_pass=a.items_per_pass)
         weights = likelihood_weights(

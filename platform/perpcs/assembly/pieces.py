@@ -96,6 +96,62 @@ class PartialPieces:
         return self.whole.history_keys()
 
 
+class RankedPieces:
+    """A pool that ranks everybody once for the same gradient queries: any top-k of any part of it is then read off.
+
+    Exactly what searching the part would find, where the pool's search is exact. Larger pools are searched each time.
+    """
+
+    def __init__(self, whole: Pieces, *, limit: int = 4096) -> None:
+        """limit: the most sharers that are ranked."""
+        self.whole, self.spec, self.version, self.ids = whole, whole.spec, whole.version, whole.ids
+        self.live, self.limit = whole.live, limit
+        self._ranked: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._scored: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def search(
+        self, key: KeyKind, projection: str, queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Pieces`. `queries` must not change between calls with the same array."""
+        if key != "gradient" or len(self.ids) > self.limit:
+            return self.whole.search(key, projection, queries, k, allowed=allowed)
+        scores, ordinals = self._ranking(projection, queries)
+        found = ordinals >= 0 if allowed is None else (ordinals >= 0) & allowed[ordinals]
+        first = np.argsort(~found, axis=1, kind="stable")[:, :k]
+        there = np.take_along_axis(found, first, 1)
+        return (
+            np.where(there, np.take_along_axis(scores, first, 1), np.float32(-np.inf)),
+            np.where(there, np.take_along_axis(ordinals, first, 1), -1),
+        )
+
+    def scores(
+        self, key: KeyKind, projection: str, queries: np.ndarray, ordinals: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `Pieces` and `search`."""
+        if ordinals is not None or len(self.ids) > self.limit:
+            return self.whole.scores(key, projection, queries, ordinals)
+        place = projection, id(queries)
+        if place not in self._scored:
+            self._scored[place] = queries, self.whole.scores(key, projection, queries)
+        return self._scored[place][1]
+
+    def fetch(self, wanted: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """See `Pieces`."""
+        return self.whole.fetch(wanted)
+
+    def history_keys(self) -> np.ndarray:
+        """See `Pieces`."""
+        return self.whole.history_keys()
+
+    def _ranking(self, projection: str, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = projection, id(queries)
+        if place not in self._ranked:
+            # The queries are kept as well, so that no other array can get their id.
+            found = self.whole.search("gradient", projection, queries, len(self.ids))
+            self._ranked[place] = queries, *found
+        return self._ranked[place][1:]
+
+
 def shared_pieces(pieces: Pieces) -> np.ndarray:
     """[n, P] bool: which pieces may be chosen."""
     if isinstance(pieces, PartialPieces):

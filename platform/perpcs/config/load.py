@@ -24,6 +24,7 @@ from perpcs.errors import ConfigError
 COMMAND_LINE = "command line"
 C = TypeVar("C")
 
+Tree = dict[str, Any]
 Flat = dict[str, tuple[Any, str]]
 """Full key -> (value, where it was set); later entries win."""
 
@@ -41,7 +42,40 @@ def load_config(
     unknown key, a wrong type, an impossible value, or a `${…}` that cannot be resolved.
     """
     given = {} if path is None else _read_file(Path(path), (), schema)
-    given |= _read_overrides(overrides, schema)
+    return _build(given | _read_overrides(overrides, schema), schema)
+
+
+class Draft:
+    """What files and overrides give, before it is resolved: for many experiments that differ in some values."""
+
+    def __init__(self, given: Flat) -> None:
+        self._given = given
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = (), *, aside: str) -> tuple[Draft, Tree]:
+        """(the draft, what the file has in the section `aside`, which is no part of an experiment).
+
+        Raises ConfigError as `load_config` does, but for values.
+        """
+        tree = _read_yaml(Path(path))
+        section = tree.pop(aside, None)
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: has no section {aside}:; see docs/sweeps.md for what belongs in it")
+        given = _over_parent(tree, Path(path), (), ExperimentConfig)
+        return cls(given | _read_overrides(overrides, ExperimentConfig)), section
+
+    def config(self, values: Mapping[str, Any] | None = None, *, origin: str = "") -> ExperimentConfig:
+        """The experiment, with `values` by full key on top, which count as set at `origin`. Raises as `load_config`."""
+        for key in values or ():
+            if key not in LEAVES:
+                _refuse_unknown(key, origin, ExperimentConfig)
+        config: ExperimentConfig = _build(
+            self._given | {key: (value, origin) for key, value in (values or {}).items()}, ExperimentConfig
+        )
+        return config
+
+
+def _build(given: Flat, schema: type) -> Any:
     origins = {key: origin for key, (_, origin) in given.items()}
     tree = _resolve(schema, {key: value for key, (value, _) in given.items()}, origins)
     return build(schema, tree, origins)
@@ -50,6 +84,10 @@ def load_config(
 @cache
 def _leaves(schema: type) -> dict[str, Any]:
     return dict(leaves(schema))
+
+
+LEAVES = _leaves(ExperimentConfig)
+"""Full key -> type of every setting of an experiment."""
 
 
 def to_yaml(config: Any) -> str:
@@ -65,7 +103,10 @@ def _plain(value: Any) -> Any:
 
 def _read_file(path: Path, children: tuple[Path, ...], schema: type) -> Flat:
     """The file's keys over those of the file it builds upon. children: the files that led here."""
-    tree = _read_yaml(path)
+    return _over_parent(_read_yaml(path), path, children, schema)
+
+
+def _over_parent(tree: Tree, path: Path, children: tuple[Path, ...], schema: type) -> Flat:
     parent = tree.pop("defaults", None)
     own: Flat = {}
     _Flattener(schema, str(path), own).add(tree, schema, "")
@@ -80,7 +121,7 @@ def _read_file(path: Path, children: tuple[Path, ...], schema: type) -> Flat:
     return _read_file(parent_path, family, schema) | own
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Tree:
     if not path.is_file():
         raise ConfigError(f"{path}: {_missing(path)}")
     try:
@@ -161,8 +202,11 @@ def _read_overrides(overrides: Sequence[str], schema: type) -> Flat:
 
 def _parse_override(key: str, text: str, hint: Any) -> Any:
     """Text stays text where the field is text (`experiment=2024`); elsewhere it is read as in a YAML file."""
-    if "${" in text or _takes_text(hint, text):
-        return text
+    return text if "${" in text or _takes_text(hint, text) else parse_value(key, text)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """An override's value, read as in a YAML file. Raises ConfigError where it cannot be."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
     except Exception as error:
@@ -184,6 +228,8 @@ def _resolve(schema: type, given: Mapping[str, Any], origins: Mapping[str, str])
         for name in sections:
             place = place[name]
         place[leaf] = value
+    if not any("${" in str(value) for value in given.values()):
+        return tree
     try:
         resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:

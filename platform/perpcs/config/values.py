@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from perpcs.errors import ConfigError
@@ -25,8 +26,14 @@ def is_section(hint: object) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-def hints(section: type) -> dict[str, Any]:
+def hints(section: type) -> Mapping[str, Any]:
     """Field name -> resolved type, in the order of declaration."""
+    return _hints(section)
+
+
+@cache
+def _hints(section: Hashable) -> Mapping[str, Any]:
+    assert isinstance(section, type)
     resolved = get_type_hints(section)
     return {field.name: resolved[field.name] for field in dataclasses.fields(section)}
 

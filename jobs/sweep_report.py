@@ -1,0 +1,105 @@
+"""What a sweep leaves: the page, the recommended setting as a config, the best settings on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jobs.sweep_plan import Plan, metric_of, plan_points, seen_before
+from perpcs.config import to_yaml
+from perpcs.report.sweep import SweepReport, sweep_table, write_sweep_report
+from perpcs.sweep.config import Sweep
+from perpcs.sweep.results import Point, point_of, recommend
+from perpcs.sweep.space import METHOD, Values
+from storage.files import join, local, write_text
+from storage.layout import Paths
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+
+def write_all(sweep: Sweep, plan: Plan, root: str, rows: Sequence[Row]) -> None:
+    """Write report.html and recommended.yaml from the finished trials, and print the best."""
+    if sweep.config.search == "optuna":
+        plan = plan_points(sweep, [_full(sweep, values) for values, _ in seen_before(sweep, rows)])
+    points, unfinished = points_of(sweep, plan, rows)
+    if not points:
+        log.warning("no setting is finished under every seed yet; run the command again")
+        return
+    report = SweepReport(
+        name=Path(root).name,
+        points=points,
+        axes=sweep.axes,
+        recommended=recommend(points, resamples=sweep.draft.config().evaluate.resamples),
+        unfinished=unfinished,
+        grid=sweep.config.search == "grid",
+        command=f"python -m jobs.sweep {sweep.origin}",
+    )
+    page = join(root, "report.html")
+    write_sweep_report(report, local(page))
+    config = join(root, "recommended.yaml")
+    write_text(config, recommended_yaml(sweep, report.recommended, root))
+    if sweep.config.log == "tensorboard":
+        log_tensorboard(report, local(join(root, "tensorboard")))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(sweep_table(report))
+    console.print(f"report       {page}\nrecommended  {config}", highlight=False, soft_wrap=True)
+
+
+def _full(sweep: Sweep, values: Values) -> Values:
+    return {**values, sweep.config.rung_key: sweep.config.rungs[-1]} if sweep.config.rungs else values
+
+
+def points_of(sweep: Sweep, plan: Plan, rows: Sequence[Row]) -> tuple[list[Point], int]:
+    """(settings that have a row under every seed, how many others there are)."""
+    by_id = {row["id"]: row for row in rows}
+    grouped: dict[str, tuple[Values, list[Row | None]]] = {}
+    for values, _, trial_id in plan.points:
+        grouped.setdefault(repr(values), (values, []))[1].append(by_id.get(trial_id))
+    name, resamples = metric_of(sweep), sweep.draft.config().evaluate.resamples
+    points = [
+        point_of(values, [row for row in found if row is not None], name=name, resamples=resamples)
+        for values, found in grouped.values()
+        if None not in found
+    ]
+    return points, len(grouped) - len(points)
+
+
+def recommended_yaml(sweep: Sweep, point: Point, root: str) -> str:
+    """A setting as the config of an experiment of its own, with its method among those evaluated."""
+    values = {key: value for key, value in point.values.items() if key != METHOD}
+    methods = sweep.draft.config().evaluate.methods
+    values["evaluate.methods"] = tuple(dict.fromkeys([*methods, point.values[METHOD]]))
+    if sweep.config.rungs:
+        values.pop(sweep.config.rung_key, None)
+        if sweep.config.rung_key != "evaluate.max_queries":
+            values[sweep.config.rung_key] = sweep.config.rungs[-1]
+    place = {"experiment": Paths.of(join(root, "recommended")).root, "seed": point.seeds[0]}
+    config = sweep.draft.config({**values, **place}, origin="recommended")
+    head = f"# python -m jobs.pipeline {join(root, 'recommended.yaml')}\n"
+    head += f"# {point.values[METHOD]} is the method that the sweep recommends.\n"
+    return head + to_yaml(config)
+
+
+def log_tensorboard(report: SweepReport, folder: Path) -> None:
+    """One run per setting: its values as hyperparameters, the metric of each seed as a scalar. Replaces what is there."""
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, point in enumerate(report.points):
+        with SummaryWriter(str(folder / f"setting-{number:04d}")) as writer:
+            plain = {
+                k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in point.values.items()
+            }
+            writer.add_hparams(
+                plain, {f"hparam/{point.metric}": point.value, "hparam/bytes_per_user": point.bytes_per_user}
+            )
+            for seed, value in zip(point.seeds, point.by_seed, strict=True):
+                writer.add_scalar(point.metric, value, seed)

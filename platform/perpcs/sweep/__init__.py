@@ -1,0 +1,1 @@
+"""Sweeps without Ray: what is varied, which settings come out equal, and what the finished ones say."""
