@@ -95,7 +95,7 @@ def make_trial(sweep: Sweep, values: Values, seed: int) -> Trial:
     method = METHODS[values[METHOD]]
     changed = {key: value for key, value in values.items() if key != METHOD}
     cfg = sweep.draft.config({**changed, "seed": seed}, origin="sweep.space")
-    trained = {key: value for key, value in as_flat_dict(cfg).items() if trains(method, key)}
+    trained = {key: value for key, value in settings_of(cfg, method).items() if trains(method, key)}
     name = f"seed-{seed}-{digest(trained, method.uses)[:8]}"
     folder = join(Paths.of(cfg.experiment).root, "experiments", name)
     return Trial(
@@ -124,8 +124,14 @@ def matters(method: Method, key: str) -> bool:
 
 
 def settings_of(cfg: ExperimentConfig, method: Method) -> dict[str, Any]:
-    """Everything that the method's answers depend on."""
-    return {key: value for key, value in as_flat_dict(cfg).items() if matters(method, key)}
+    """Everything that the method's answers depend on and that is not as it is by default: a setting that is added to
+    the program later leaves old trials what they are. A default that changes is seen by `changed_base`."""
+    usual = as_flat_dict(ExperimentConfig())
+    return {
+        key: value
+        for key, value in as_flat_dict(cfg).items()
+        if matters(method, key) and (key == "seed" or value != usual[key])
+    }
 
 
 def check_effects(sweep: Sweep) -> None:

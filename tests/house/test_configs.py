@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.sweep_plan import check_effects
 from perpcs.config import load_config
+from perpcs.sweep.config import load_sweep
 from serve.config import load as load_service
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,10 @@ def test_there_are_configs():
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_it_loads(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    load_config(path)
+    if path.parent.name == "sweeps":
+        check_effects(load_sweep(path))
+    else:
+        load_config(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
