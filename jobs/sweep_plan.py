@@ -135,8 +135,12 @@ def settings_of(cfg: ExperimentConfig, method: Method) -> dict[str, Any]:
 
 
 def check_effects(sweep: Sweep) -> None:
-    """ConfigError for an axis that changes nothing for any method of the sweep."""
+    """ConfigError for an axis that changes nothing for any method of the sweep, and for methods that have no axes."""
     methods = [METHODS[name] for name in sweep.methods]
+    if raw := [method.name for method in methods if method.uses == "raw"]:
+        raise ConfigError(
+            f"{sweep.origin}: sweep.space.{METHOD}: {raw[0]!r} is the base before anything is varied; take it out"
+        )
     keys = [axis.key for axis in sweep.axes if axis.key != METHOD] + (
         [sweep.config.rung_key] if sweep.config.rungs else []
     )

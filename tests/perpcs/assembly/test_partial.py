@@ -5,7 +5,7 @@ import pytest
 
 from perpcs.assembly.autoregressive import Rule
 from perpcs.assembly.merge import adapter_from_recipe
-from perpcs.assembly.pieces import PartialPieces
+from perpcs.assembly.pieces import PartialPieces, RankedPieces
 from perpcs.assembly.rules import (
     gate_picks,
     gradient_picks,
@@ -84,3 +84,14 @@ def test_pieces_that_are_not_shared_weigh_nothing_and_the_others_share_the_weigh
 def test_nothing_shared_is_refused(pieces, every):
     with pytest.raises(StoreError, match="no sharer to assemble from"):
         every(PartialPieces(pieces, rows(pieces)))
+
+
+def test_a_ranking_read_off_is_what_a_search_finds(pieces, every):
+    shared = np.random.default_rng(2).random((6, len(pieces.spec.projections))) < 0.6
+    for part in (pieces, PartialPieces(pieces, shared)):
+        whole = part if part is pieces else part.whole
+        held = RankedPieces(whole)
+        again = held if part is pieces else PartialPieces(held, shared)
+        for rule, picks in every(part).items():
+            for one, other in zip(picks, every(again)[rule], strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)), rule
