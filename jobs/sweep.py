@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.cli import config_parser, guarded, keys_text
@@ -28,7 +28,7 @@ from jobs.sweep_plan import (
 from jobs.sweep_report import write_all
 from jobs.sweep_train import alone, is_ready, make_ready, state_of
 from jobs.terminal import progress
-from perpcs.config.describe import describe_part
+from perpcs.config import describe
 from perpcs.errors import ConfigError
 from perpcs.sweep.config import Sweep, SweepConfig, load_sweep
 from perpcs.sweep.space import Values, draws
@@ -197,7 +197,7 @@ def program() -> None:
 
 def sweep_keys() -> str:
     """The keys of the section `sweep`; those of the experiment are what `--keys` lists."""
-    return keys_text(describe_part(SweepConfig(), "sweep."))
+    return keys_text(replace(setting, key=f"sweep.{setting.key}") for setting in describe(SweepConfig()))
 
 
 if __name__ == "__main__":
