@@ -25,7 +25,7 @@ from jobs.loading import open_pieces, shared_part
 from jobs.summary import SEARCHED, assembled_cost, cost_of, history_tokens
 from jobs.sweep_plan import Trial
 from jobs.sweep_train import state_of
-from perpcs.assembly.assembler import READS, Assembler
+from perpcs.assembly.assembler import Assembler, settings_of
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.assembly.pieces import Pieces, RankedPieces
 from perpcs.assembly.rules import make_recipe
@@ -122,8 +122,8 @@ class Engine:
 
     def recipes(self, trial: Trial) -> tuple[list[Recipe], float]:
         """(recipe of every target, seconds per target that assembling took, with the shared queries counted in)."""
-        method, assembly = trial.method, asdict(trial.cfg.assembly)
-        key = method.rule, method.merge, repr([assembly[name] for name in sorted(READS[method.rule])])
+        method = trial.method
+        key = method.rule, method.merge, repr(settings_of(method.rule, trial.cfg.assembly))
         if key not in self._assembled:
             self._assembled[key] = self._assemble(trial)
             while len(self._assembled) > ASSEMBLIES:

@@ -13,8 +13,9 @@ from typing import Any
 
 from jobs import adapt, assemble, evaluate, index, ingest, select_sharers, train_own, train_sharers
 from jobs.experiment import HOW, Stage
-from perpcs.assembly.assembler import READS
+from perpcs.assembly.assembler import settings_of as rule_settings
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
+from perpcs.config.schema import AssemblyConfig
 from perpcs.errors import ConfigError
 from perpcs.evaluation.methods import METHODS, Method
 from perpcs.evaluation.metrics import metric, task_metrics
@@ -25,7 +26,6 @@ from storage.layout import Paths
 
 SHARED = (ingest.STAGE, adapt.STAGE)
 STAGES: Mapping[str, tuple[Stage, ...]] = {
-    "raw": SHARED,
     "none": SHARED,
     "own": (*SHARED, train_own.STAGE),
     "recipe": (*SHARED, select_sharers.STAGE, train_sharers.STAGE, index.STAGE),
@@ -119,7 +119,7 @@ def matters(method: Method, key: str) -> bool:
         return True
     section, _, name = key.partition(".")
     if section == "assembly":
-        return method.uses == "recipe" and name.partition(".")[0] in READS[method.rule]
+        return method.uses == "recipe" and name in rule_settings(method.rule, AssemblyConfig())
     return method.uses == "recipe" and assemble.STAGE.reads(key)
 
 
@@ -137,9 +137,9 @@ def settings_of(cfg: ExperimentConfig, method: Method) -> dict[str, Any]:
 def check_effects(sweep: Sweep) -> None:
     """ConfigError for an axis that changes nothing for any method of the sweep, and for methods that have no axes."""
     methods = [METHODS[name] for name in sweep.methods]
-    if raw := [method.name for method in methods if method.uses == "raw"]:
+    if raw := [method.name for method in methods if method.uses not in STAGES]:
         raise ConfigError(
-            f"{sweep.origin}: sweep.space.{METHOD}: {raw[0]!r} is the base before anything is varied; take it out"
+            f"{sweep.origin}: sweep.space.{METHOD}: {raw[0]!r} is no row that a sweep can evaluate; take it out"
         )
     keys = [axis.key for axis in sweep.axes if axis.key != METHOD] + (
         [sweep.config.rung_key] if sweep.config.rungs else []
