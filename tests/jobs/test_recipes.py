@@ -73,10 +73,15 @@ def test_checksums_are_compared_where_the_setting_asks(copy, mini, local_ray):
     paths = Paths.of(cfg.experiment)
     assembler = open_assembler(cfg, paths, open_base(cfg, paths))
     name = assembler.pieces.spec.projections[0].name
-    for path in Path(paths.pool, f"pieces_{name.split('.', 3)[3].replace('.', '_')}.lance", "data").iterdir():
+    stored = assembler.pieces.view.fetch(name, np.arange(1))[0].tobytes()
+    damaged = 0
+    for path in Path(paths.pool).glob("pieces_*.lance/data/*"):
         data = bytearray(path.read_bytes())
-        data[64] ^= 1  # the factors come first
-        path.write_bytes(data)
+        if (place := data.find(stored)) >= 0:
+            data[place] ^= 1
+            path.write_bytes(data)
+            damaged += 1
+    assert damaged, "the factors of the first sharer's first piece"
     with pytest.raises(StoreError, match="a piece is damaged, its checksum differs"):
         assembler.pieces.fetch({name: np.arange(4)})
 
