@@ -111,7 +111,7 @@ def lamp_from(folder):
         (["lora.rank=four"], "command line: lora.rank: 'four' is not a whole number"),
         (
             ["population.task=LaMP-9"],
-            "population.task: 'LaMP-9' must be LaMP-2M for the synthetic population",
+            "population.task: 'LaMP-9' must be LaMP-2M or LaMP-5 for the synthetic population",
         ),
         (
             ["evaluate.methods=adapted,gradent"],
