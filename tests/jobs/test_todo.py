@@ -2,8 +2,10 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from jobs.packs import PoolWorker
 from jobs.todo import missing
@@ -50,6 +52,7 @@ def test_who_withdraws_while_their_pack_trains_is_not_committed(pool, monkeypatc
 
         def __init__(self):
             self.uri, self.paths = pool.uri, type("P", (), {"population": "nowhere"})
+            self.base = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
             self.prompter = type("Q", (), {"history": lambda self, user: [Encoded([1], [2])]})()
 
         def train(self, users, data):
