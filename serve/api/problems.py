@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi import HTTPException as FastApiError
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -37,13 +38,13 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
-class Problem(Exception):
-    """A refusal by the HTTP layer."""
+class Problem(FastApiError):
+    """A refusal by the HTTP layer. Of FastAPI's kind, or one raised while a body is read would come out as another."""
 
     def __init__(
         self, status: int, message: str, *, type: str = BAD, param: str | None = None, code: str | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status, self.body = status, ErrorBody(message=message, type=type, param=param, code=code)
         self.headers: dict[str, str] = {}
 
