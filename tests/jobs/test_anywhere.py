@@ -65,8 +65,9 @@ def test_killed_on_an_object_store_it_goes_on_and_ends_as_in_a_folder(
     assert read_text(paths.predictions) == (finished / "predictions.jsonl").read_text()
     assert "</html>" in read_text(paths.report) and not exists(paths.driver)
     kinds = [event["kind"] for event in read_events(paths) if event["stage"] == "sharers"]
-    left = len(before) < 4  # the other worker may have been as quick as the kill
-    assert (kinds.count("began"), kinds.count("ended")) == ((2, 1) if left else (1, 0))
+    # The killed driver's workers may commit what they had in hand before they notice; then nothing was left to train.
+    trained = "sharers: worker" in err
+    assert (kinds.count("began"), kinds.count("ended")) == ((2, 1) if trained else (1, 0))
 
     objects = walk(remote)
     monkeypatch.setattr(pipeline, "connect", lambda cfg: pytest.fail("nothing is to do"))
