@@ -136,7 +136,8 @@ class PoolView:
             chosen = {name: np.asarray(wanted[name], np.int64) for name in by_table[table]}
             return fetch_factors(self._tables[table], chosen, self.spec, cache=self.cache, check=self.check)
 
-        for pairs in _READERS.map(read, by_table):
+        # One table is read in this thread: handing it over costs more than a cached piece.
+        for pairs in (map if len(by_table) == 1 else _READERS.map)(read, by_table):
             found.update(pairs)
         return {name: found[name] for name in wanted}
 
