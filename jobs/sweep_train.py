@@ -15,7 +15,7 @@ from jobs.experiment import Stage, is_finished, read_marker
 from jobs.sweep_plan import Trial
 from jobs.todo import missing, selected
 from perpcs.config import ExperimentConfig, digest
-from perpcs.errors import StoreError
+from perpcs.errors import MismatchError, StoreError
 from storage.files import exists, join, local
 from storage.layout import Paths
 from storage.pool import Pool
@@ -63,19 +63,26 @@ def state_of(trial: Trial) -> str:
 
 def adopt_sharers(cfg: ExperimentConfig, others: Sequence[Paths]) -> int:
     """Copy chosen sharers that another experiment trained with the same settings over the same base; how many."""
-    paths, stage, count = Paths.of(cfg.experiment), train_sharers.STAGE, 0
+    count = 0
     for other in others:
-        wanted = missing(paths.pool, lambda: selected(paths))
-        if not wanted or not _same_training(stage, cfg, other):
-            continue
-        view = Pool.open(other.pool).view()
-        there = {view.ids[i] for i in view.live.nonzero()[0]}
-        if ids := [user_id for user_id in wanted if user_id in there]:
-            pool = Pool.open_or_create(paths.pool, spec=view.spec, dtype=view.header.dtype)
-            pool.commit(view.adapters(ids))
-            log.info("sharers: %d of %d taken over from %s", len(ids), len(wanted), other.root)
-            count += len(ids)
+        if _same_training(train_sharers.STAGE, cfg, other):
+            with _skipped_if_of_another_release(other):
+                count += _adopt(Paths.of(cfg.experiment), other)
     return count
+
+
+def _adopt(paths: Paths, other: Paths) -> int:
+    wanted = missing(paths.pool, lambda: selected(paths))
+    if not wanted:
+        return 0
+    view = Pool.open(other.pool).view()
+    there = {view.ids[i] for i in view.live.nonzero()[0]}
+    ids = [user_id for user_id in wanted if user_id in there]
+    if ids:
+        pool = Pool.open_or_create(paths.pool, spec=view.spec, dtype=view.header.dtype)
+        pool.commit(view.adapters(ids))
+        log.info("sharers: %d of %d taken over from %s", len(ids), len(wanted), other.root)
+    return len(ids)
 
 
 def _same_training(stage: Stage, cfg: ExperimentConfig, other: Paths) -> bool:
@@ -100,10 +107,20 @@ def _origin(paths: Paths) -> str:
 def _taken(stage: Stage, cfg: ExperimentConfig, others: Sequence[Paths]) -> bool:
     root = Paths.of(cfg.experiment).root
     for other in others:
-        if other.root != root and stage.take_over(cfg, other):
-            log.info("%s: taken over from %s", stage.title, other.root)
-            return True
+        with _skipped_if_of_another_release(other):
+            if other.root != root and stage.take_over(cfg, other):
+                log.info("%s: taken over from %s", stage.title, other.root)
+                return True
     return False
+
+
+@contextmanager
+def _skipped_if_of_another_release(donor: Paths) -> Iterator[None]:
+    """A donor is only asked for help: a pool that this release does not read is said, and costs training anew."""
+    try:
+        yield
+    except MismatchError as error:
+        log.warning("nothing taken over from %s: %s", donor.root, error)
 
 
 def _claim(stage: Stage, cfg: ExperimentConfig) -> str:

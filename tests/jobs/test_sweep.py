@@ -14,11 +14,15 @@ from jobs import pipeline, sweep, sweep_tune
 from jobs.runtime import in_this_process
 from jobs.sweep_engine import AnswerMemory, Engine, content
 from jobs.sweep_plan import plan
-from jobs.sweep_train import make_ready
+from jobs.sweep_train import adopt_sharers, make_ready
 from perpcs.config import load_config
 from perpcs.errors import ConfigError, StoreError
 from perpcs.sweep.config import load_sweep
-from storage.pool import Pool
+from storage.layout import Paths
+from storage.pool import Pool, pool_exists
+from storage.schema import HEADER
+from storage.sharers import sharers_uri
+from storage.tables import open_table
 from storage.trials import TrialTable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +177,21 @@ def test_another_selection_trains_only_whom_it_adds(sweep_yaml, finished, tmp_pa
     ]
     trained = {user for event in events if event["kind"] == "pack" for user in event["users"]}
     assert len(after.ids) == 5 and trained == {*after.ids} - {*before.ids}
+
+
+def test_a_donor_of_an_older_release_gives_what_can_be_read(sweep_yaml, copy, tmp_path, caplog):
+    pool = Pool.open(f"{copy}/pool")
+    header = json.loads(pool.header.to_json()) | {"schema_version": 1}
+    open_table(sharers_uri(pool.uri)).update_schema_metadata({HEADER.decode(): json.dumps(header)})
+    trial = plan(load_sweep(sweep_yaml, [f"experiment={tmp_path}"])).trials[0]
+    early = [stage for stage in trial.stages if stage.name in ("ingest", "adapt", "select_sharers")]
+    with in_this_process():
+        make_ready(trial.cfg, early, root=str(tmp_path), reuse=[str(copy)])
+    with caplog.at_level("INFO"):
+        assert adopt_sharers(trial.cfg, [Paths.of(str(copy))]) == 0
+    assert not pool_exists(Paths.of(trial.cfg.experiment).pool)
+    (told,) = (record.getMessage() for record in caplog.records if "nothing taken over" in record.message)
+    assert f"nothing taken over from {copy}" in told and "jobs.pool migrate" in told
 
 
 def test_equal_adapters_are_asked_once(sweep_yaml, finished):
