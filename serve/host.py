@@ -53,7 +53,6 @@ class Host:
         self._tickets = Tickets(folder)
         parts = Parts(opened, self._pool, self._recipes, self._forgotten)
         self._desk = AssemblyDesk(parts, waiting=config.assembly.waiting)
-        self._loaded: set[str] = set()
         bank = make_bank(self._pool.spec, opened.base.model, config)
         self.engine = Engine(opened.base.model, bank, self._adapter_of, config=engine_limits(config))
         self._reader = Reader(opened.base.tokenizer, opened.prompter)
@@ -184,17 +183,15 @@ class Host:
 
     def _adapter_of(self, slot: str) -> Adapter:
         """In a loader thread. KeyError when that version is no longer the owner's."""
-        name, _, version = slot.partition(_SEPARATOR)
-        tenant, _, user = name.partition("/")
+        owner, version = _owner_and_version(slot)
         started = time.perf_counter()
-        recipe = self._recipes.get(Owner(tenant, user))
+        recipe = self._recipes.get(owner)
         if recipe is None or recipe.extra["version"] != version:
             raise KeyError(slot)
         read = time.perf_counter()
         adapter = self._pool.adapter(recipe)
         METRICS.load_seconds.observe(read - started, phase="recipe")
         METRICS.load_seconds.observe(time.perf_counter() - read, phase="pieces")
-        self._loaded.add(slot)
         return adapter
 
     def _recipe(self, owner: Owner) -> Recipe:
@@ -225,11 +222,10 @@ class Host:
 
     def _drop_old_slots(self) -> None:
         """Wipe adapters of recipes that are no longer current. They could not be asked for, but would stay in memory."""
-        for slot in list(self._loaded):
-            name, _, version = slot.partition(_SEPARATOR)
-            tenant, _, user = name.partition("/")
-            if self._recipes.current(Owner(tenant, user)) != version:
-                self._loaded.discard(slot)
+        held = {slot: _owner_and_version(slot) for slot in self.engine.resident}
+        current = self._recipes.all_current(owner for owner, _ in held.values())
+        for slot, (owner, version) in held.items():
+            if current[owner] != version:
                 self.engine.forget(slot)
 
     def _keep_up(self) -> None:
@@ -246,3 +242,9 @@ class Host:
                     self._tickets.tidy()
             except StoreError as error:
                 log.warning("upkeep put off: %s", error)
+
+
+def _owner_and_version(slot: str) -> tuple[Owner, str]:
+    name, _, version = slot.partition(_SEPARATOR)
+    tenant, _, user = name.partition("/")
+    return Owner(tenant, user), version

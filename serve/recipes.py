@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,7 @@ class ServedRecipes:
         self._lock = threading.Lock()
         self._looked = -1.0
         self._version = 0
+        self._table: Any = None
         self._rows: dict[tuple[int, int], list[tuple[str, int, int, str]]] = {}
         self._newest: dict[str, tuple[int, int, str]] = {}
 
@@ -71,20 +73,30 @@ class ServedRecipes:
         found = self._newest.get(owner.id)
         return None if found is None else found[2]
 
+    def all_current(self, owners: Iterable[Owner]) -> dict[Owner, str | None]:
+        """`current` of several, with one look at the store."""
+        self._look(time.monotonic())
+        newest = self._newest
+        return {owner: found[2] if (found := newest.get(owner.id)) else None for owner in owners}
+
     def users(self, tenant: str) -> list[str]:
         """Users of a tenant that have a recipe, sorted."""
         self._look(time.monotonic())
         prefix = f"{tenant}/"
-        return sorted(name.removeprefix(prefix) for name in self._newest if name.startswith(prefix))
+        with self._lock:  # another thread may be adding to it
+            names = [name for name in self._newest if name.startswith(prefix)]
+        return sorted(name.removeprefix(prefix) for name in names)
 
     def get(self, owner: Owner) -> Recipe | None:
         """The owner's recipe now; None when there is none."""
         for attempt in range(3):
             self._look(time.monotonic())
-            if owner.id not in self._newest:
+            with self._lock:
+                found, table = self._newest.get(owner.id), self._table
+            if found is None:
                 return None
             try:
-                return self.store.get(owner.id, METHOD)
+                return self.store.at(table, found[1])
             except StoreError:  # gone or moved to another file meanwhile: look again
                 if attempt == 2:
                     raise
@@ -128,7 +140,8 @@ class ServedRecipes:
         parts = [part for key, part in rows.items() if not (only_new and key in self._rows)]
         for user_id, created, row, version in (entry for part in parts for entry in part):
             newest[user_id] = max(newest.get(user_id, (-1, -1, "")), (created, row, version))
-        self._rows, self._newest, self._version = rows, newest, int(table.version)
+        self._rows, self._newest = rows, newest
+        self._table, self._version = table, int(table.version)
 
 
 def _rows(fragment: Any) -> list[tuple[str, int, int, str]]:

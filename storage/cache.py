@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,6 +34,10 @@ class PieceCache:
             self._held.move_to_end(key)
             self.hits += 1
             return found
+
+    def holds(self, table: str, attempts: Sequence[int], layer: int) -> bool:
+        """Whether all these pieces are here; counts as no use of them."""
+        return all((table, attempt, layer) in self._held for attempt in attempts)
 
     def put(self, key: PieceKey, a: np.ndarray, b: np.ndarray) -> None:
         """Hold copies of a piece's factors, and drop the oldest pieces that no longer fit."""

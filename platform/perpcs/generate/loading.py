@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import torch
-
 from perpcs.errors import ModelError, PerpcsError
 from perpcs.generate.requests import UnknownUserError
 from perpcs.lora.bank import Adapter, AdapterBank
@@ -15,12 +13,13 @@ AdapterOf = Callable[[str], Adapter]
 """User -> adapter in units of the bank's scale; KeyError for a user that has none. Called in loader threads."""
 
 
-def read(adapter_of: AdapterOf, user: str) -> Adapter:
-    """In a loader thread: the user's adapter. Raises ModelError for values that are not finite."""
+def read(adapter_of: AdapterOf, user: str, bank: AdapterBank) -> Adapter:
+    """In a loader thread: the user's adapter, checked against the bank. Raises ModelError for one that does not fit."""
     adapter = adapter_of(user)
-    for name, (a, b) in adapter.items():
-        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise ModelError(f"adapter: {name} has values that are not finite; assemble or train it again")
+    try:
+        bank.check(adapter)
+    except (ValueError, RuntimeError) as err:
+        raise _unfit(err) from err
     return adapter
 
 
@@ -30,11 +29,15 @@ def fill(bank: AdapterBank, slot: int, future: Future[Adapter]) -> PerpcsError |
     if error is not None:
         return error
     try:
-        bank.load(slot, future.result())
+        bank.load(slot, future.result(), checked=True)
     except (PerpcsError, KeyError, ValueError, RuntimeError) as err:
-        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        return ModelError(f"adapter: does not fit this engine's bank ({reason}); make it for this base model")
+        return _unfit(err)
     return None
+
+
+def _unfit(err: Exception) -> ModelError:
+    reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+    return ModelError(f"adapter: does not fit this engine's bank ({reason}); make it for this base model")
 
 
 def _read_error(future: Future[Adapter]) -> PerpcsError | None:

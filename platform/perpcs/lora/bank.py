@@ -109,16 +109,17 @@ class AdapterBank:
         return b_Sor if self.scale == 1.0 else b_Sor * self.scale
 
     @torch.no_grad()
-    def load(self, slot: int, adapter: Adapter) -> None:
+    def load(self, slot: int, adapter: Adapter, *, checked: bool = False) -> None:
         """Put an adapter into a slot; one of lower rank is padded with zeros, absent projections become zero.
 
-        Raises ValueError for a slot out of range, a rank above the bank's, a projection the bank does not have or
-        values that are not finite; the slot and all others are then as before.
+        checked: `check` has passed already, in another thread perhaps.
+
+        Raises ValueError for a slot out of range, and as `check`; the slot and all others are then as before.
         """
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} is out of range: the bank has slots 0 to {self.slots - 1}")
-        for name, (a, b) in adapter.items():
-            self._check(name, a, b)
+        if not checked:
+            self.check(adapter)
         self.parameters.flat[slot].zero_()
         for name, (a, b) in adapter.items():
             a_Sri, b_Sor = self.factors(name)
@@ -137,15 +138,20 @@ class AdapterBank:
             used = len(adapter[p.name][0]) if p.name in adapter else 0
             self.factors(p.name)[0][slot, used:] = before.factors(p.name)[0][0, used:]
 
-    def _check(self, name: str, a: Tensor, b: Tensor) -> None:
-        if f"{name}/a" not in self.parameters.views:
-            raise ValueError(
-                f"{name}: the bank has no such projection; was the adapter made with other lora.targets?"
-            )
-        if a.shape[0] > self.rank:
-            raise ValueError(f"{name}: rank {a.shape[0]} does not fit a bank of rank {self.rank}")
-        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise ValueError(f"{name}: the adapter has values that are not finite; train or export it again")
+    def check(self, adapter: Adapter) -> None:
+        """Raises ValueError for a rank above the bank's, a projection that it does not have, or values that are not
+        finite."""
+        for name, (a, b) in adapter.items():
+            if f"{name}/a" not in self.parameters.views:
+                raise ValueError(
+                    f"{name}: the bank has no such projection; was the adapter made with other lora.targets?"
+                )
+            if a.shape[0] > self.rank:
+                raise ValueError(f"{name}: rank {a.shape[0]} does not fit a bank of rank {self.rank}")
+            if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+                raise ValueError(
+                    f"{name}: the adapter has values that are not finite; train or export it again"
+                )
 
     def adapter(self, slot: int) -> Adapter:
         """A copy of one slot's factors."""
