@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from jobs.experiment import stage_digest
+from jobs.experiment import stage_digest, stage_info
 from perpcs.config import as_flat_dict, digest
 from perpcs.evaluation.methods import Method
 from perpcs.evaluation.runner import Answers, asked
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def stage_of(method: Method) -> str:
-    """The stage that made the adapters that a method uses; '' for recipes, which are looked at one by one, and none."""
+    """The stage that made the adapters that a method uses; '' for recipes, which are looked at one by one, for what is
+    made of recipes, whose pool is looked at, and for none."""
     return {"own": "train_own", "kind": f"train_{method.kind}", "joint": "train_joint"}.get(method.uses, "")
 
 
@@ -43,6 +44,8 @@ def answers_key(evaluator: Evaluator, method: Method) -> str:
     adapters = ""
     if method.uses == "recipe":
         adapters = recipes_digest(evaluator.recipe(method, user.id) for user in evaluator.users)
+    if method.uses == "warm":
+        adapters = stage_info(paths, "train_warm", wanted_by="evaluate")["mark"]
     if stage := stage_of(method):
         adapters = stage_digest(paths, stage, wanted_by="evaluate")
     return digest(

@@ -23,7 +23,8 @@ from jobs.memory import peak_memory
 from jobs.preflight import check_methods
 from jobs.prices import Prices
 from jobs.runtime import run_remote
-from jobs.summary import choices_of, cost_of, experiment_of, prepared_memory
+from jobs.summary import choices_of, experiment_of, prepared_memory, priced_cost
+from jobs.train_warm import warm_pool
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
 from perpcs.errors import StoreError
@@ -70,6 +71,7 @@ class Evaluator:
             "raw": None,
             "none": None,
             "own": self.own_adapter,
+            "warm": self._warm_adapter,
             "joint": self._joint_adapter,
             "recipe": partial(self._recipe_adapter, method),
         }
@@ -124,13 +126,20 @@ class Evaluator:
         """Every target's own adapter, by user id."""
         if self._own is None:
             read_marker(self.paths, "train_own", wanted_by="evaluate")
-            self._own = own_adapters(self.paths)
+            self._own = own_adapters(self.paths.own)
         return self._own
 
     def own_adapter(self, user_id: str) -> Adapter:
         """One target's own adapter."""
-        pieces = self.own[user_id].pieces
-        return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in pieces.items()}
+        return _factors(self.own[user_id])
+
+    @cached_property
+    def warm(self) -> dict[str, SharerAdapter]:
+        """Every target's adapter that was trained from its assembly on, by user id."""
+        return own_adapters(warm_pool(self.cfg, self.paths))
+
+    def _warm_adapter(self, user_id: str) -> Adapter:
+        return _factors(self.warm[user_id])
 
     def _kind_answers(self, kind: Kind) -> Answers:
         read_marker(self.paths, f"train_{kind}", wanted_by="evaluate")
@@ -180,6 +189,10 @@ class Evaluator:
         return base, Prompter(self.prompter.task, tokenizer, self.cfg.prompt)
 
 
+def _factors(adapter: SharerAdapter) -> Adapter:
+    return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in adapter.pieces.items()}
+
+
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
     """Evaluate in one worker, then summarise here."""
     outputs, choices = run_remote(evaluate_all, cfg, paths, cfg=cfg.ray)
@@ -222,7 +235,7 @@ def _output(evaluator: Evaluator, method: Method) -> MethodOutput:
         kept = Kept(found, peak.bytes)
         keep_answers(evaluator.paths, method, kept, key)
     found = kept.answers
-    cost = evaluator.prices.priced(cost_of(evaluator, method), method)
+    cost = priced_cost(evaluator, method)
     proxy = evaluator.prompter.task.proxy
     return MethodOutput(
         method=method.name,
@@ -252,7 +265,7 @@ def methods_text() -> str:
 
 
 STAGE = Stage(
-    "evaluate", "evaluation", run, needs=("assemble",), settings=("seed", "prompt", "evaluate", "lora"),
+    "evaluate", "evaluation", run, needs=("assemble",), settings=("seed", "prompt", "evaluate", "lora", "own_warm"),
     makes="results", check=check_methods,
 )  # fmt: skip
 

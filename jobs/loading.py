@@ -85,7 +85,7 @@ def open_assembler(
     return Assembler(base, prompter, pieces, config=cfg.assembly, encoder=cfg.select.encoder, seed=cfg.seed)
 
 
-def own_adapters(paths: Paths) -> dict[str, SharerAdapter]:
-    """Every target's own adapter, by user id."""
-    view = Pool.open(paths.own).view()
+def own_adapters(uri: str) -> dict[str, SharerAdapter]:
+    """Every target's own adapter in the pool at `uri`, by user id."""
+    view = Pool.open(uri).view()
     return {user_id: view.adapter(user_id) for user_id in view.ids}

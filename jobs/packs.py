@@ -12,17 +12,20 @@ import numpy as np
 import torch
 
 from jobs.events import EventLog, read_events
-from jobs.experiment import Info
+from jobs.experiment import Info, stage_info
 from jobs.fleet import run_fleet
 from jobs.fleet_types import FleetEvent, PackReport, PackWorker
-from jobs.loading import open_base, open_prompter, pool_spec
+from jobs.loading import open_base, open_pieces, open_prompter, pool_spec
 from jobs.memory import peak_memory
 from jobs.terminal import fleet_progress
 from jobs.todo import missing
+from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.audit.split import without_held_out
 from perpcs.config import ExperimentConfig
 from perpcs.config.schema import RayConfig
-from perpcs.errors import DataError
+from perpcs.errors import DataError, StoreError
+from perpcs.evaluation.methods import METHODS, recipe_name
+from perpcs.lora.bank import Adapter
 from perpcs.model.encoder import make_encoder
 from perpcs.records import SharerAdapter, User
 from perpcs.train.fitting import PackFitter, device_memory, model_planner
@@ -31,7 +34,9 @@ from perpcs.train.sharers import train_own, train_sharers
 from storage.layout import Paths
 from storage.pool import Pool, pool_exists
 from storage.population import read_users
+from storage.recipes import RecipeStore
 
+WARM = METHODS["oppu_warm"]
 Trained = tuple[list[SharerAdapter], dict[str, str]]
 """(finished adapters, reason by id of the users that could not be trained)."""
 
@@ -165,6 +170,47 @@ class OwnWorker(PoolWorker):
         return self.packs.train(data, pack)
 
 
+class WarmWorker(PoolWorker):
+    """One adapter per target, trained from the target's recipe on."""
+
+    def __init__(self, cfg: ExperimentConfig, paths: Paths, *, uri: str, key: str) -> None:
+        """key: what the recipes were made under (`jobs.assemble.recipe_key`)."""
+        super().__init__(cfg, paths, uri=uri)
+        self.packs = self.fitter(cfg.own_warm.batch)
+        self.key = key
+        version = stage_info(paths, "assemble", wanted_by="train_warm")["pool_version"]
+        self.pieces = open_pieces(paths, self.base, version=version, checksums=cfg.pool.checksums)
+
+    @property
+    def visits(self) -> int:
+        """See `PoolWorker`."""
+        return self.cfg.own_warm.steps * self.cfg.own_warm.batch
+
+    def train(self, users: Sequence[User], data: Sequence[UserData]) -> Trained:
+        """See `PoolWorker`."""
+        cfg, starts = self.cfg, self.starts([user.id for user in users])
+
+        def pack(some: Sequence[UserData], passes: Passes) -> list[SharerAdapter]:
+            return train_own(
+                self.base.model, some, cfg.lora, cfg.own_warm, seed=cfg.seed, start=starts, passes=passes
+            )
+
+        return self.packs.train(data, pack)
+
+    def starts(self, user_ids: Sequence[str]) -> dict[str, Adapter]:
+        """The adapters that the users' recipes stand for. Raises StoreError for one that was not made under the key."""
+        store, name = RecipeStore(self.paths.recipes), recipe_name(WARM.rule, WARM.merge)
+        recipes = {
+            recipe.user_id: recipe for recipe in store.all(name) if recipe.extra.get("key") == self.key
+        }
+        if missing := [user_id for user_id in user_ids if user_id not in recipes]:
+            raise StoreError(
+                f"{self.paths.recipes}: {len(missing)} targets, e.g. {missing[0]!r}, have no {name} recipe of today's "
+                "settings; run python -m jobs.assemble with oppu_warm in evaluate.methods"
+            )
+        return {user_id: adapter_from_recipe(recipes[user_id], self.pieces) for user_id in user_ids}
+
+
 def worker_memory(cfg: RayConfig, device: torch.device) -> int:
     """Bytes that one worker plans with: as configured, or its share of the device."""
     if cfg.memory:
@@ -189,7 +235,7 @@ def train_missing(
     with EventLog(paths) as events, fleet_progress(what, len(todo())) as show:
 
         def on_event(event: FleetEvent) -> None:
-            events.append({"stage": what, **asdict(event)})
+            events.append({"stage": what, "pool": _name(uri), **asdict(event)})
             show(event)
 
         report = run_fleet(worker, todo=todo, pack=pack, cfg=cfg.ray, on_event=on_event, stage=what)
@@ -198,12 +244,22 @@ def train_missing(
         raise DataError(
             f"{what}: {len(report.failed)} users could not be trained, e.g. {user}: {reason}; the others are committed"
         )
-    return {"mark": Pool.open(uri).header.id, "users": len(wanted()), **spent(paths, what)}
+    return {"mark": Pool.open(uri).header.id, "users": len(wanted()), **spent(paths, what, uri)}
 
 
-def spent(paths: Paths, what: str) -> Info:
-    """Seconds and tokens of all packs of a stage over every run that worked on it, and the most memory of any."""
-    packs = [e for e in read_events(paths) if e.get("stage") == what and e.get("kind") in ("pack", "late")]
+def spent(paths: Paths, what: str, uri: str) -> Info:
+    """Seconds and tokens of all packs of a stage over every run that worked on this pool, and the most memory of any."""
+    packs = [
+        e
+        for e in read_events(paths)
+        if e.get("stage") == what
+        and e.get("kind") in ("pack", "late")
+        and e.get("pool", _name(uri)) == _name(uri)
+    ]
     seconds, tokens = (sum(e[name] for e in packs) for name in ("seconds", "tokens"))
     memory = max((e.get("memory", 0) for e in packs), default=0)
     return {"pack_seconds": round(seconds, 3), "tokens": tokens, "peak_memory": memory}
+
+
+def _name(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1]

@@ -22,6 +22,7 @@ from jobs import (
     train_own,
     train_prompt_tuning,
     train_sharers,
+    train_warm,
 )
 from jobs.claim import claim
 from jobs.cli import stage_main
@@ -42,7 +43,8 @@ def main(cfg: ExperimentConfig) -> None:
         before.append(train_own)
     before += [KINDS[kind] for kind in KINDS if any(method.kind == kind for method in methods)]
     after = [train_joint] if any(method.uses == "joint" for method in methods) else []
-    stages = [module.STAGE for module in [*before, index, *after, assemble, evaluate]]
+    warm = [train_warm] if any(method.uses == "warm" for method in methods) else []
+    stages = [module.STAGE for module in [*before, index, *after, assemble, *warm, evaluate]]
     paths = Paths.of(cfg.experiment)
     with ExitStack() as held:
         todo = not all(stage.finished(cfg) for stage in stages)

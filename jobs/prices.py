@@ -38,9 +38,9 @@ class Prices:
         self.size = model_size(base.model.model)
         self.adapter = adapter_parameters(base.model.projections, cfg.lora.rank)
 
-    def priced(self, cost: Cost, method: Method) -> Cost:
-        """The cost with its operations and the tokens of a question."""
-        adapter = self.adapter if method.uses == "own" else 0
+    def priced(self, cost: Cost, method: Method, *, adapted: bool) -> Cost:
+        """The cost with its operations and the tokens of a question. adapted: a LoRA runs along and is trained."""
+        adapter = self.adapter if adapted else 0
         tokens = tokens_of(self._examples)
         return replace(
             cost,

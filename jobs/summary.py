@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.experiment import stage_info
+from jobs.experiment import Info, stage_info
 from jobs.loading import shared_part
 from perpcs.assembly.assembler import FITTED
 from perpcs.assembly.pieces import PartialPieces, Pieces
@@ -20,7 +20,7 @@ from perpcs.evaluation.methods import Method, recipe_name
 from perpcs.evaluation.results import Choices, Cost, Experiment
 from perpcs.population.prompts import Prompter
 from perpcs.population.synthetic import similarity_matrix
-from perpcs.records import Population, Recipe, User
+from perpcs.records import Population, Recipe, SharerAdapter, User
 from storage.layout import Paths
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def cost_of(evaluator: Evaluator, method: Method) -> Cost:
     """Cost of one method per target user; a control costs what the method it imitates costs."""
     cost = Cost(0, 0.0, 0, 0.0)
     if method.uses == "own":
-        cost = _own_cost(evaluator)
+        info = stage_info(evaluator.paths, "train_own", wanted_by="evaluate")
+        cost = _trained_cost(evaluator, evaluator.own, info, batch=evaluator.cfg.own.batch)
     if method.kind:
         cost = _kind_cost(evaluator, method.kind)
     if method.uses == "joint":
@@ -57,6 +58,33 @@ def cost_of(evaluator: Evaluator, method: Method) -> Cost:
     if method.uses == "recipe":
         cost = _recipe_cost(evaluator, method)
     return replace(cost, bytes_per_user=cost.bytes_per_user + _shown_bytes(evaluator, method))
+
+
+def priced_cost(evaluator: Evaluator, method: Method) -> Cost:
+    """`cost_of` with its operations. One that is trained from its assembly on costs what both cost; what it answers with
+    is the adapter alone."""
+    prices = evaluator.prices
+    if method.uses != "warm":
+        return prices.priced(cost_of(evaluator, method), method, adapted=method.uses == "own")
+    info = stage_info(evaluator.paths, "train_warm", wanted_by="evaluate")
+    made = prices.priced(_recipe_cost(evaluator, method), method, adapted=False)
+    trained = prices.priced(
+        _trained_cost(evaluator, evaluator.warm, info, batch=evaluator.cfg.own_warm.batch),
+        method,
+        adapted=True,
+    )
+    assert made.forward_flops is not None and trained.forward_flops is not None
+    assert made.backward_flops is not None and trained.backward_flops is not None
+    return replace(
+        trained,
+        pool_bytes=made.pool_bytes,
+        pool_flops=made.pool_flops,
+        seconds_per_user=made.seconds_per_user + trained.seconds_per_user,
+        forward_tokens=made.forward_tokens + trained.forward_tokens,
+        backward_tokens=made.backward_tokens + trained.backward_tokens,
+        forward_flops=made.forward_flops + trained.forward_flops,
+        backward_flops=made.backward_flops + trained.backward_flops,
+    )
 
 
 def _kind_cost(evaluator: Evaluator, kind: str) -> Cost:
@@ -78,19 +106,25 @@ def prepared_memory(evaluator: Evaluator, method: Method) -> int:
     """Most bytes in use while what the method needs of a target was made, as its stage measured; 0 for nothing."""
     if method.uses == "own":
         return int(stage_info(evaluator.paths, "train_own", wanted_by="evaluate").get("peak_memory", 0))
-    if method.uses == "recipe":
-        found = stage_info(evaluator.paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
-        return int(found.get(recipe_name(method.rule, method.merge), 0))
-    return 0
+    if method.uses == "warm":
+        info = stage_info(evaluator.paths, "train_warm", wanted_by="evaluate")
+        return max(int(info["peak_memory"]), _recipe_memory(evaluator, method))
+    return _recipe_memory(evaluator, method) if method.uses == "recipe" else 0
 
 
-def _own_cost(evaluator: Evaluator) -> Cost:
-    info = stage_info(evaluator.paths, "train_own", wanted_by="evaluate")
+def _recipe_memory(evaluator: Evaluator, method: Method) -> int:
+    found = stage_info(evaluator.paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
+    return int(found.get(recipe_name(method.rule, method.merge), 0))
+
+
+def _trained_cost(
+    evaluator: Evaluator, adapters: Mapping[str, SharerAdapter], info: Info, *, batch: int
+) -> Cost:
+    """Of adapters trained for every target; `info` is what their stage reports."""
     parameters = adapter_parameters(evaluator.base.model.projections, evaluator.cfg.lora.rank)
     # Counted from what is stored: the event log misses a pack whose commit was the last thing before a kill.
-    batch = evaluator.cfg.own.batch
     tokens = round(
-        mean(_tokens_per_item(evaluator, u) * evaluator.own[u.id].steps * batch for u in evaluator.users)
+        mean(_tokens_per_item(evaluator, u) * adapters[u.id].steps * batch for u in evaluator.users)
     )
     return Cost(
         trainable_parameters=parameters,

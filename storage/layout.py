@@ -39,6 +39,7 @@ _PLACES = {
     "selection": "sharers.json",
     "pool": "pool",
     "own": "own",
+    "own_warm": "own_warm",
     "own_prompt_tuning": "own_kinds/prompt_tuning",
     "own_ia3": "own_kinds/ia3",
     "joint": "joint",

@@ -428,6 +428,8 @@ class ExperimentConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     own: TrainConfig = field(default_factory=TrainConfig)
     """OPPU: the targets' own adapters."""
+    own_warm: TrainConfig = field(default_factory=lambda: TrainConfig(steps=10))
+    """Row oppu_warm: the targets' own adapters, trained from their assembly on instead of from zero."""
     own_kinds: KindsConfig = field(default_factory=KindsConfig)
     assembly: AssemblyConfig = field(default_factory=AssemblyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -13,7 +13,7 @@ from perpcs.evaluation.results import Role
 from perpcs.population.prompts import Context
 from perpcs.seeds import rng
 
-Uses = Literal["raw", "none", "own", "kind", "joint", "recipe"]
+Uses = Literal["raw", "none", "own", "warm", "kind", "joint", "recipe"]
 Shows = Literal["plain", "history", "profile"]
 
 
@@ -25,9 +25,9 @@ class Method:
     title: str
     role: Role
     uses: Uses
-    """raw: the base before task adaptation; none: the adapted base alone; own: a LoRA trained for the user; kind: other
-    parameters trained for the user, of the kind `kind`; joint: the one adapter trained on all sharers' data; recipe: an
-    adapter made from the pool by the rule `rule`."""
+    """raw: the base before task adaptation; none: the adapted base alone; own: a LoRA trained for the user; warm: the
+    same, trained from the user's assembly by the rule `rule` on; kind: other parameters trained for the user, of the kind
+    `kind`; joint: the one adapter trained on all sharers' data; recipe: an adapter made from the pool by the rule `rule`."""
     doc: str
     shows: Shows = "plain"
     rule: str = ""
@@ -60,6 +60,11 @@ _ROWS = (
     Method("oppu", "OPPU (own LoRA)", "method", "own", "a LoRA trained on the target's own history"),
     Method("oppu_rag", "OPPU + RAG", "method", "own", "own LoRA and retrieved history", shows="history"),
     Method("oppu_pag", "OPPU + PAG", "method", "own", "own LoRA and a profile line", shows="profile"),
+    Method(
+        "oppu_warm", "OPPU from the assembly", "method", "warm",
+        "a LoRA that starts from the target's assembly (whole sharers, cut to rank r) and is trained a few steps",
+        rule="gradient_global", merge="svd",
+    ),
     Method(
         "oppu_prompt", "OPPU, prompt tuning", "method", "kind",
         "virtual tokens trained for each user by the PEFT library, one user after the other", kind="prompt_tuning",
@@ -186,7 +191,7 @@ def get_methods(names: Sequence[str]) -> list[Method]:
 
 def needed_rules(methods: Sequence[Method]) -> list[tuple[str, str]]:
     """The (rule, merge) recipes these methods use, each once."""
-    return list(dict.fromkeys((m.rule, m.merge) for m in methods if m.uses == "recipe"))
+    return list(dict.fromkeys((m.rule, m.merge) for m in methods if m.rule))
 
 
 def recipe_name(rule: str, merge: str) -> str:

@@ -58,6 +58,6 @@ def test_what_each_row_shows():
 
 
 def test_a_rule_is_given_exactly_where_a_recipe_is_used():
-    assert all(bool(m.rule) == (m.uses == "recipe") for m in METHODS.values())
+    assert all(bool(m.rule) == (m.uses in ("recipe", "warm")) for m in METHODS.values())
     assert all(bool(m.kind) == (m.uses == "kind") for m in METHODS.values())
     assert {m.name for m in METHODS.values() if m.of_another} == {"other_oppu", "other_assembly"}
