@@ -1,11 +1,11 @@
 """Training many users at once against a sequential PEFT loop, and with lower layers left out.
 
-    python benchmarks/bench_training.py [--threads N] [--quick]
+    python benchmarks/bench_training.py [--threads N] [--cores N] [--quick]
 
-Claims: a pack trains several times more users per second than PEFT one after the other, with equal losses; adapting
-only upper layers, or starting from the user's assembly, costs less still, and this is what it does to accuracy. Rounds
-of all contestants alternate, so that whatever else the machine does hits all alike; medians over the rounds are
-reported. Writes results/training.json.
+Claims: a pack trains several times more users per second than PEFT one after the other, with equal losses, on one core
+and on all of them; adapting only upper layers, or starting from the user's assembly, costs less still, and this is what
+it does to accuracy. Rounds of all contestants alternate, so that whatever else the machine does hits all alike; medians
+over the rounds are reported. Writes results/training.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import world
+from training_cores import measure_cores
 
 from perpcs.assembly.autoregressive import Rule
 from perpcs.assembly.merge import adapter_from_recipe
@@ -245,7 +246,7 @@ def _accuracy(base: Base, people: Population, adapters: dict[str, Adapter]) -> f
     return statistics.mean(a == b for a, b in zip(got.predictions, got.golds, strict=True))
 
 
-def measure(*, quick: bool) -> dict[str, Any]:
+def measure(*, quick: bool, cores: int) -> dict[str, Any]:
     """Everything that results/training.json holds."""
     keep_freed_memory()  # for PEFT's loop too
     people = world.population()
@@ -267,6 +268,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "sizes": sizes,
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "throughput": throughput(contest(base, plain, users, 1 if quick else 7), users),
+        "all_cores": measure_cores(cores, rounds=1 if quick else 7),
         "floor": floor(base, users, world.matmul_rate()),
         "equal_loss": equal_losses(
             base, plain, users[: 2 if quick else 16], TrainConfig(steps=5) if quick else TRAIN
@@ -280,14 +282,20 @@ def measure(*, quick: bool) -> dict[str, Any]:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=1, help="of everything but the part on all cores")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="of that part")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, steps and users; writes nothing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    result = measure(quick=args.quick)
+    result = measure(quick=args.quick, cores=args.cores)
     for name, row in result["throughput"].items():
         rates = f"{row['tokens_per_second']:7,} tokens/s {row['users_per_hour']:7,} users/h"
         print(f"{name:8} {rates}  {row['times_peft']:5.2f} x PEFT")
+    for name, row in result["all_cores"]["rows"].items():
+        ratios = (
+            f"{row['times_peft_loop']:5.2f} x the loop {row['times_peft_processes']:5.2f} x its processes"
+        )
+        print(f"{name:40} {row['users_per_hour']:7,} users/h  {ratios}")
     for row in [result["equal_loss"], *result["warm_start"], *result["upper_layers"]]:
         print(row)
     if not args.quick:

@@ -54,6 +54,17 @@ def training(result: Result) -> str:
     return f"{origin(result)}{table(['', 'tokens/s', 'users/hour', '× PEFT'], rows)}\n{same}{bound}"
 
 
+def cores(result: Result) -> str:
+    """Packs as the jobs run them against PEFT, on all cores."""
+    if "all_cores" not in result:
+        return "Not recorded yet.\n"
+    rows = [
+        [name, f"{r['users_per_hour']:,}", f"{r['times_peft_loop']:.2f}", f"{r['times_peft_processes']:.2f}"]
+        for name, r in result["all_cores"]["rows"].items()
+    ]
+    return table(["", "users/hour", "× PEFT's loop", "× PEFT's processes"], rows)
+
+
 def upper(result: Result) -> str:
     """Adapting only the upper layers."""
     rows = [
@@ -115,6 +126,7 @@ def fetch(result: Result) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "training": ("training", training),
+    "training_cores": ("training", cores),
     "upper_layers": ("training", upper),
     "warm_start": ("training", warm),
     "assembly": ("assembly", assembly),
