@@ -109,14 +109,10 @@ class Stage:
     def alike(self, cfg: ExperimentConfig, other: Paths) -> bool:
         """Whether another experiment finished it with the same settings, whatever came before."""
         marker = self._marker(other)
-        ours = self._settings(cfg)
-        return (
-            marker is not None
-            and marker["finished"]
-            and self._made(other)
-            and ours
-            == {key: value for key, value in marker["inputs"].items() if not key.startswith("stage ")}
-        )
+        if marker is None or not marker["finished"] or not self._made(other):
+            return False
+        theirs = {key: value for key, value in marker["inputs"].items() if not key.startswith("stage ")}
+        return not self._changes(theirs, self._settings(cfg))
 
     def inputs(self, cfg: ExperimentConfig) -> Info:
         """Everything its output follows from: settings, and digests of the stages it needs, which must be finished."""
@@ -130,7 +126,7 @@ class Stage:
             return False
         if self.mark is not None and self.mark(other) != marker["info"].get("mark"):
             return False
-        if marker["inputs"] != self._inputs(cfg, paths):
+        if self._changes(marker["inputs"], self._inputs(cfg, paths)):
             return False
         for place in filter(None, (self.makes, *self.beside)):
             share(getattr(other, place), getattr(paths, place))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.cli import config_parser, guarded, keys_text
+from jobs.relay import heard
 from jobs.runtime import connect
 from jobs.sweep_outlook import outlook
 from jobs.sweep_plan import (
@@ -51,7 +52,7 @@ class Folder:
     @property
     def table(self) -> TrialTable:
         """The finished trials."""
-        return TrialTable(join(self.root, "trials.lance"))
+        return TrialTable.of(self.root)
 
     @property
     def marker(self) -> str:
@@ -168,14 +169,14 @@ def _evaluate(
     samples: int = 1,
 ) -> None:
     from jobs.sweep_tune import run_units
-    from jobs.sweep_worker import VALUE, Orders
+    from jobs.sweep_worker import Orders
 
     workers = sweep.draft.config().ray.workers
     size = max(1, -(-len(trials) // (UNITS_PER_WORKER * workers)))
-    known = {row["id"]: (row["state"], row[VALUE]) for row in folder.table.rows(["id", "state", VALUE])}
-    orders = Orders(sweep, folder.root, tuple(map(tuple, units(trials, size=size))), tuple(points), known)
+    by_unit = tuple(map(tuple, units(trials, size=size)))
     done = 0
-    with progress("trials", total) as advance:
+    with progress("trials", total) as advance, heard() as news:
+        orders = Orders(sweep, folder.root, by_unit, tuple(points), news)
 
         def on_report() -> None:
             nonlocal done

@@ -10,7 +10,6 @@ from jobs.sweep_plan import Plan, Trial
 from jobs.sweep_train import donors
 from perpcs.config import as_flat_dict, digest
 from perpcs.sweep.config import Sweep
-from storage.files import join
 from storage.layout import Paths
 from storage.trials import TrialTable
 
@@ -41,7 +40,7 @@ def outlook(sweep: Sweep, plan: Plan, todo: Sequence[Trial]) -> Iterator[str]:
     workers = sweep.draft.config().ray.workers
     many = f"{workers} workers" if workers > 1 else "1 worker"
     yield f"to evaluate: {len(todo)} trials on {many}, up to {config.slots} adapters side by side"
-    yield _estimate(todo, made, others, TrialTable(join(root, "trials.lance")), workers)
+    yield _estimate(todo, made, others, TrialTable.of(root), workers)
 
 
 def _seeds(sweep: Sweep) -> str:

@@ -6,19 +6,22 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from jobs.sweep_plan import Plan, metric_of, plan_points, seen_before
+from jobs.sweep_plan import Plan, Trial, make_trial, metric_of, plan_points, seen_before
 from perpcs.config import to_yaml
 from perpcs.report.sweep import SweepReport, sweep_table, write_sweep_report
 from perpcs.sweep.config import Sweep
 from perpcs.sweep.results import Point, point_of, recommend
-from perpcs.sweep.space import METHOD, Values
-from storage.files import join, local, write_text
-from storage.layout import Paths
+from perpcs.sweep.space import Values
+from storage.files import join, local, remove, write_text
+
+SERVED = ("gradient", "gradient_global", "gate", "gate_batches", "retrieval")
+"""Rules that the service knows (serve.config; a test compares them)."""
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +49,17 @@ def write_all(sweep: Sweep, plan: Plan, root: str, rows: Sequence[Row]) -> None:
     write_sweep_report(report, local(page))
     config = join(root, "recommended.yaml")
     write_text(config, recommended_yaml(sweep, report.recommended, root))
+    service = join(root, "serve.yaml")
+    remove(service)
+    if text := serve_yaml(sweep, report.recommended, root):
+        write_text(service, text)
     if sweep.config.log == "tensorboard":
         log_tensorboard(report, local(join(root, "tensorboard")))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(sweep_table(report))
-    console.print(f"report       {page}\nrecommended  {config}", highlight=False, soft_wrap=True)
+    places = {"report": page, "recommended": config} | ({"to serve": service} if text else {})
+    for name, place in places.items():
+        console.print(f"{name:<12} {place}", highlight=False, soft_wrap=True)
 
 
 def _full(sweep: Sweep, values: Values) -> Values:
@@ -73,19 +82,36 @@ def points_of(sweep: Sweep, plan: Plan, rows: Sequence[Row]) -> tuple[list[Point
 
 
 def recommended_yaml(sweep: Sweep, point: Point, root: str) -> str:
-    """A setting as the config of an experiment of its own, with its method among those evaluated."""
-    values = {key: value for key, value in point.values.items() if key != METHOD}
-    methods = sweep.draft.config().evaluate.methods
-    values["evaluate.methods"] = tuple(dict.fromkeys([*methods, point.values[METHOD]]))
-    if sweep.config.rungs:
-        values.pop(sweep.config.rung_key, None)
-        if sweep.config.rung_key != "evaluate.max_queries":
-            values[sweep.config.rung_key] = sweep.config.rungs[-1]
-    place = {"experiment": Paths.of(join(root, "recommended")).root, "seed": point.seeds[0]}
-    config = sweep.draft.config({**values, **place}, origin="recommended")
+    """A setting as a config, with its method among those evaluated, in the folder where the sweep trained its pool:
+    the pipeline does what is missing there."""
+    trial = recommended_trial(sweep, point)
+    methods = tuple(dict.fromkeys([*sweep.draft.config().evaluate.methods, trial.method.name]))
+    config = replace(trial.cfg, evaluate=replace(trial.cfg.evaluate, methods=methods))
     head = f"# python -m jobs.pipeline {join(root, 'recommended.yaml')}\n"
-    head += f"# {point.values[METHOD]} is the method that the sweep recommends.\n"
+    head += f"# {trial.method.name} is the method that the sweep recommends.\n"
     return head + to_yaml(config)
+
+
+def recommended_trial(sweep: Sweep, point: Point) -> Trial:
+    """The setting under the first seed; with rungs of a training key, trained to the end."""
+    values = _full(sweep, point.values)
+    if sweep.config.rung_key == "evaluate.max_queries":
+        values = {key: value for key, value in values.items() if key != sweep.config.rung_key}
+    return make_trial(sweep, values, point.seeds[0])
+
+
+def serve_yaml(sweep: Sweep, point: Point, root: str) -> str:
+    """The service's config for a setting; '' for a method that the service does not have."""
+    trial = recommended_trial(sweep, point)
+    method, top_k = trial.method, trial.cfg.assembly.top_k
+    if method.rule not in SERVED or method.of_another or method.shows != "plain":
+        return ""
+    return (
+        f"# serve run serve.app:build config={join(root, 'serve.yaml')}\n"
+        f"# After python -m jobs.pipeline {join(root, 'recommended.yaml')}, whose experiment it serves.\n"
+        f"experiment: {trial.cfg.experiment}\n"
+        f"assembly: {{rule: {method.rule}, merge: {method.merge}, top_k: {top_k}, max_top_k: {max(8, top_k)}}}\n"
+    )
 
 
 def log_tensorboard(report: SweepReport, folder: Path) -> None:

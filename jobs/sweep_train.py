@@ -87,15 +87,9 @@ def _adopt(paths: Paths, other: Paths) -> int:
 
 def _same_training(stage: Stage, cfg: ExperimentConfig, other: Paths) -> bool:
     paths = Paths.of(cfg.experiment)
-    if other.root == paths.root or not exists(other.pool) or not is_finished(other, stage.name):
+    if other.root == paths.root or not exists(other.pool) or not is_finished(other, "adapt"):
         return False
-    if not is_finished(other, "adapt") or _origin(other) != _origin(paths):
-        return False
-    theirs = read_marker(other, stage.name, wanted_by="the sweep")["inputs"]
-    ours = stage.inputs(cfg)
-    return {k: v for k, v in theirs.items() if not k.startswith("stage ")} == {
-        k: v for k, v in ours.items() if not k.startswith("stage ")
-    }
+    return stage.alike(cfg, other) and _origin(other) == _origin(paths)
 
 
 def _origin(paths: Paths) -> str:

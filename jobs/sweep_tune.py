@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
@@ -39,20 +40,39 @@ def run_units(
 ) -> None:
     """Run all units, or `samples` proposals of `search`, on `ray.workers` workers; Ray must be there.
 
-    A worker that dies is replaced and its unit done again, `ray.retries` times. Raises PerpcsError for what a user can
+    A worker that dies is replaced and its unit goes on, `ray.retries` times. Raises PerpcsError for what a user can
     mend, RuntimeError with a worker's traceback otherwise; what other units finished is kept.
     """
+    os.environ.update(QUIET)
+    watch = _Watch(on_report)
+    units = list(range(len(orders.points or orders.units)))
+    for left in reversed(range(orders.sweep.draft.config().ray.retries + 1)):
+        space = {} if search else {"unit": tune.grid_search(units)}
+        results = _fit(orders, watch, space, search=search, samples=samples)
+        on_report()
+        if watch.refused:
+            raise PerpcsError(watch.refused[0])
+        if not results.errors:
+            return
+        # Tune replaces a worker that dies in its unit, and gives up a unit whose worker dies before it begins.
+        died = all(isinstance(error, RayActorError) for error in results.errors)
+        if search or not died or not left:
+            raise RuntimeError(f"{len(results.errors)} units failed; the first: {results.errors[0]}")
+        done = {result.config["unit"] for result in results if not result.error}
+        units = [unit for unit in units if unit not in done]  # an error's config is not always there
+        log.warning("%d units are begun again: their worker died", len(units))
+
+
+def _fit(
+    orders: Orders, watch: _Watch, space: dict[str, Any], *, search: Searcher | None, samples: int
+) -> tune.ResultGrid:
     sweep = orders.sweep
     ray_cfg = sweep.draft.config().ray
-    os.environ.update(QUIET)
-    units = len(orders.points or orders.units)
     resources = {"cpu": ray_cfg.cpus, "gpu": ray_cfg.gpus}
-    trainable = tune.with_resources(tune.with_parameters(SweepWorker, orders=orders), resources)
-    watch = _Watch(on_report)
     folder = join(orders.root, "tune")
     tuner = tune.Tuner(
-        trainable,
-        param_space={} if search else {"unit": tune.grid_search(list(range(units)))},
+        tune.with_resources(tune.with_parameters(SweepWorker, orders=orders), resources),
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric=VALUE,
             mode=mode_of(sweep),
@@ -73,14 +93,9 @@ def run_units(
         ),
     )
     try:
-        results = tuner.fit()
+        return tuner.fit()
     finally:
         shutil.rmtree(local(folder), ignore_errors=True)
-    on_report()
-    if watch.refused:
-        raise PerpcsError(watch.refused[0])
-    if results.errors:
-        raise RuntimeError(f"{len(results.errors)} units failed; the first: {results.errors[0]}")
 
 
 def _scheduler(sweep: Sweep) -> ASHAScheduler | None:

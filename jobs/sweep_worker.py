@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from ray import tune
 
+from jobs.relay import telling
 from jobs.runtime import in_this_process, threads_of
 from jobs.sweep_engine import Engine
 from jobs.sweep_plan import Trial, plan_points
@@ -21,6 +23,7 @@ from perpcs.errors import PerpcsError
 from perpcs.sweep.config import Sweep
 from perpcs.sweep.space import Values
 from storage.files import join, write_json
+from storage.trials import TrialTable
 
 VALUE = "value"
 """What a Tune trial reports: the metric's mean over seeds; of a proposal's settings the best."""
@@ -37,8 +40,8 @@ class Orders:
     """Grid and random: trials by unit."""
     points: tuple[Values, ...] = ()
     """With rungs: the setting of each unit."""
-    known: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    """Trial id -> (state, value) of what was finished before."""
+    news: Any = None
+    """The queue (see jobs.relay.heard) that shows at the driver what is trained."""
 
 
 class SweepWorker(tune.Trainable):
@@ -53,6 +56,8 @@ class SweepWorker(tune.Trainable):
         self.orders, self.unit = orders, config
         self.todo: list[list[Trial]] = _steps(orders, config)
         self.at = 0
+        # As it is now: a worker that takes a dead one's place does not do again what that one finished.
+        self.known = finished_trials(TrialTable.of(orders.root))
         torch.set_num_threads(threads_of(orders.sweep.draft.config().ray))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -77,7 +82,7 @@ class SweepWorker(tune.Trainable):
         """Trial id -> value; what was finished before is not done again."""
         values, by_experiment = {}, OrderedDict[str, list[Trial]]()
         for trial in trials:
-            before = self.orders.known.get(trial.id)
+            before = self.known.get(trial.id)
             if before is not None and before[0] == state_of(trial):
                 values[trial.id] = before[1]
             else:
@@ -93,8 +98,8 @@ class SweepWorker(tune.Trainable):
         for stages in dict.fromkeys(trial.stages for trial in group):
             first = next(trial for trial in group if trial.stages == stages)
             if not is_ready(first):
-                reuse = self.orders.sweep.config.reuse
-                with in_this_process():
+                reuse, name = self.orders.sweep.config.reuse, Path(first.cfg.experiment).name
+                with in_this_process(), telling(self.orders.news, name):
                     make_ready(first.cfg, stages, root=self.orders.root, reuse=reuse)
 
     def _engine(self, cfg: ExperimentConfig) -> Engine:
@@ -105,6 +110,11 @@ class SweepWorker(tune.Trainable):
             config = self.orders.sweep.config
             engine = _ENGINES[cfg.experiment] = Engine(cfg, slots=config.slots, cache=config.cache)
         return engine
+
+
+def finished_trials(table: TrialTable) -> dict[str, tuple[str, float]]:
+    """Trial id -> (state, value)."""
+    return {row["id"]: (row["state"], row[VALUE]) for row in table.rows(["id", "state", VALUE])}
 
 
 _ENGINES: dict[str, Engine] = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import secrets
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +29,17 @@ from rich.text import Text
 from jobs.fleet_types import FleetEvent
 
 CONSOLE = Console(stderr=True, highlight=False)
+BARS = Progress(
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    console=CONSOLE,
+    transient=True,
+)
+"""All bars of the process, below each other: workers side by side move several at once."""
+_DRAWING = threading.Lock()
 OURS = ("perpcs", "storage", "jobs")
 QUIET_ENV = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -87,21 +100,22 @@ def progress(what: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     if not CONSOLE.is_terminal:
         yield lambda n: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=CONSOLE, transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda n: bar.advance(task, n)
+    with _DRAWING:
+        task = BARS.add_task(what, total=total, completed=done)
+        BARS.start()
+    try:
+        yield lambda n: BARS.advance(task, n)
+    finally:
+        with _DRAWING:
+            BARS.remove_task(task)
+            if not BARS.tasks:
+                BARS.stop()
 
 
 Relay = Callable[[int, str, int, int | None], None]
 _relays: list[Relay] = []
-_numbers = itertools.count()
+_numbers = itertools.count(secrets.randbits(48) << 16)
+"""Of bars: those of two processes never have the same."""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.files import exists
+from storage.files import exists, join
 from storage.tables import append, create_table, open_table, store_errors
 from storage.upkeep import Upkeep, tidy_table
 
@@ -46,6 +46,11 @@ class TrialTable:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+
+    @classmethod
+    def of(cls, root: str) -> TrialTable:
+        """The table of the sweep whose folder is `root`."""
+        return cls(join(root, "trials.lance"))
 
     def states(self) -> dict[str, str]:
         """Trial id -> the state of the experiment (base and pool) it was evaluated over."""

@@ -79,3 +79,19 @@ def test_a_setting_that_the_program_no_longer_has_is_a_difference(stages, mini, 
     path.write_text(json.dumps(marker))
     with pytest.raises(ConfigError, match=r"lora.gone was 3, is None"):
         first(mini(tmp_path))
+
+
+def test_an_older_programs_output_is_taken_over_where_new_settings_have_their_defaults(
+    stages, mini, tmp_path
+):
+    first, second, runs = stages
+    donor, other = mini(tmp_path / "donor"), mini(tmp_path / "other")
+    first(donor)
+    forget(tmp_path / "donor", "adapt", "lora.layers")
+    second(donor)
+    forget(tmp_path / "donor", "train_sharers", "pool.train.stop_loss")
+    paths = Paths.of(donor.experiment)
+    assert first.alike(other, paths) and first.take_over(other, paths) and second.take_over(other, paths)
+    assert first.finished(other) and second.finished(other) and runs == ["adapt", "train_sharers"]
+    changed = mini(tmp_path / "changed", "lora.layers=1")
+    assert not first.alike(changed, paths) and not first.take_over(changed, paths)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from jobs import terminal
-from jobs.relay import Line, Moved, Result, listen, narrate
+from jobs.relay import Line, Moved, Result, heard, listen, narrate, telling
 from jobs.runtime import run_remote
 from jobs.terminal import progress
 from perpcs.config.schema import RayConfig
@@ -72,3 +72,18 @@ def test_through_a_real_task(local_ray, caplog):
     with caplog.at_level(logging.INFO):
         assert run_remote(count, 3, cfg=RayConfig()) == 3
     assert "counted 3" in caplog.messages
+
+
+def tell(news, who):
+    with telling(news, who):
+        count(3)
+
+
+def test_actors_that_run_side_by_side_are_heard_with_their_names(local_ray, caplog, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("jobs.relay._draw", lambda moved, bars: drawn.append((moved.bar, moved.what)))
+    with caplog.at_level(logging.INFO), heard() as news:
+        local_ray.get([local_ray.remote(tell).remote(news, who) for who in ("one", "two")])
+    assert sorted(caplog.messages) == ["one: counted 3", "two: counted 3"]
+    assert {what for _, what in drawn} == {"one: steps", "two: steps"}
+    assert len({bar for bar, _ in drawn}) == 2, "each process's bars have numbers of their own"

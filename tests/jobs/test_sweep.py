@@ -7,16 +7,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from jobs import pipeline, sweep, sweep_tune
+import serve.config
+from jobs import pipeline, sweep, sweep_report, sweep_tune
 from jobs.runtime import in_this_process
 from jobs.sweep_engine import AnswerMemory, Engine, content
-from jobs.sweep_plan import plan
+from jobs.sweep_plan import STAGES, plan
 from jobs.sweep_train import adopt_sharers, make_ready
 from perpcs.config import load_config
 from perpcs.errors import ConfigError, StoreError
+from perpcs.evaluation.methods import METHODS
 from perpcs.sweep.config import load_sweep
 from storage.layout import Paths
 from storage.pool import Pool, pool_exists
@@ -93,6 +96,22 @@ def test_nothing_was_trained_and_what_was_left_is_complete(swept, finished):
     assert set(cfg.evaluate.methods) & {"per_pcs_once", "gradient"}
 
 
+def test_the_recommended_setting_is_trained_and_ready_to_be_served(swept):
+    cfg = load_config(swept / "recommended.yaml")
+    (experiment,) = (swept / "experiments").iterdir()
+    assert cfg.experiment == str(experiment)
+    assert all(stage.finished(cfg) for stage in STAGES["recipe"]), "jobs.pipeline has nothing to train again"
+    best = (swept / "recommended.yaml").read_text().splitlines()[1].split()[1]
+    assert best in cfg.evaluate.methods
+    service = serve.config.load(str(swept / "serve.yaml"))
+    assert service.experiment == cfg.experiment and service.assembly.top_k == cfg.assembly.top_k
+    assert (service.assembly.rule, service.assembly.merge) == (METHODS[best].rule, METHODS[best].merge)
+
+
+def test_the_services_rules_are_those_of_the_service():
+    assert set(sweep_report.SERVED) == set(get_args(serve.config.RuleName))
+
+
 def test_again_does_nothing_and_more_values_only_what_is_new(swept, sweep_yaml, monkeypatch):
     before = rows(swept)
     with monkeypatch.context() as patched:
@@ -140,6 +159,31 @@ def test_killed_between_two_trials_it_goes_on(sweep_yaml, swept, tmp_path):
     after, undisturbed = rows(tmp_path / "run"), rows(swept)
     assert all(after[id] == row for id, row in first.items()), "no finished trial was run again"
     assert all(after[id]["predictions"] == undisturbed[id]["predictions"] for id in after) and len(after) == 8
+
+
+def test_workers_killed_within_a_unit_and_between_two_are_replaced_and_nothing_is_done_twice(
+    sweep_yaml, swept, tmp_path, local_ray, monkeypatch
+):
+    told, add_rows, added, killed = sweep_tune._Watch.on_trial_result, TrialTable.add, [], []
+
+    def kill_two(self, iteration, trials, trial, result, **info):
+        told(self, iteration, trials, trial, result, **info)
+        # It has been told nothing new yet. First one with more to do in its unit, then one that has ended its unit.
+        if result["pid"] not in killed and result["done"] == bool(killed) and len(killed) < 2:
+            killed.append(result["pid"])
+            os.kill(result["pid"], signal.SIGKILL)
+
+    def add(self, rows):
+        added.extend(row["id"] for row in rows)
+        return add_rows(self, rows)
+
+    monkeypatch.setattr(TrialTable, "add", add)
+    monkeypatch.setattr(sweep_tune._Watch, "on_trial_result", kill_two)
+    sweep.main(load_sweep(sweep_yaml, ["sweep.batch=1", "ray.workers=1", f"experiment={tmp_path}/run"]))
+    after, undisturbed = rows(tmp_path / "run"), rows(swept)
+    assert len(killed) == 2 and sorted(added) == sorted(after) == sorted(undisturbed)
+    same = ("predictions", "value", "low", "high")
+    assert all(after[id][key] == undisturbed[id][key] for id in after for key in same)
 
 
 def test_asha_ends_settings_early_and_goes_on_from_the_table(sweep_yaml, tmp_path, local_ray):

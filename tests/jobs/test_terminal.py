@@ -1,7 +1,12 @@
 """Log lines and progress."""
 
+import io
 import logging
 
+from rich.console import Console
+from rich.progress import Progress
+
+from jobs import terminal
 from jobs.fleet_types import FleetEvent
 from jobs.terminal import configure_logging, fleet_progress, progress
 
@@ -30,3 +35,25 @@ def test_progress_without_a_terminal_is_silent(capsys):
     with progress("sharers", total=2) as advance:
         advance(1)
     assert capsys.readouterr().err == ""
+
+
+def test_bars_of_several_workers_are_one_below_the_other_and_go_when_they_end(monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(terminal, "CONSOLE", console)
+    monkeypatch.setattr(terminal, "BARS", Progress(console=console, transient=True))
+    one, two = progress("one", total=2), progress("two", total=4, done=1)
+    one.__enter__()
+    advance = two.__enter__()
+    advance(2)
+    terminal.BARS.refresh()
+    assert [(task.description, task.completed) for task in terminal.BARS.tasks] == [("one", 0), ("two", 3)]
+    one.__exit__(None, None, None)
+    assert [task.description for task in terminal.BARS.tasks] == ["two"] and terminal.BARS.live.is_started
+    two.__exit__(None, None, None)
+    assert not terminal.BARS.live.is_started
+    with progress("three", total=1) as advance:
+        advance(1)
+        terminal.BARS.refresh()
+    shown = screen.getvalue()
+    assert all(name in shown for name in ("one", "two", "three"))
