@@ -161,7 +161,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the roots go; several GiB")
     parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="a build argument")
     parser.add_argument(
-        "--bind", action="append", default=[], metavar="PATH", help="a folder of this machine's"
+        "--bind",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a folder of this machine's, as pip's own; not one that the Dockerfile writes to, as /opt",
     )
     words = parser.parse_args()
     words.folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ mount -o remount,ro,bind "$root"
 
 as_pod() {
   env -i HOME=/home/perpcs RAY_AUTH_MODE=token RAY_AUTH_TOKEN=rehearsed HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 \
-    RAY_raylet_start_wait_time_s=180 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
+    PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
     PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" setpriv --reuid 1000 --regid 1000 --clear-groups --no-new-privs --bounding-set=-all \
     /bin/bash -lc "cd /home/perpcs && $1"
 }

@@ -51,12 +51,12 @@ class Api:
             return error.code
         return 200
 
-    def submit(self, name: str, entrypoint: str, limit: float = 300.0) -> None:
+    def submit(self, name: str, entrypoint: str, limit: float = 600.0) -> None:
         """Start a job; tried again while the head's agent, which starts jobs, is not up. The name starts it once."""
         until = time.monotonic() + limit
         while True:
             try:
-                self.call("/api/jobs/", {"entrypoint": entrypoint, "submission_id": name}, timeout=limit)
+                self.call("/api/jobs/", {"entrypoint": entrypoint, "submission_id": name}, timeout=120.0)
                 return
             except urllib.error.HTTPError as error:
                 said = error.read().decode()[-300:]

@@ -1,4 +1,5 @@
-"""A client inside the cluster that calls a detached actor on and on: `python -m k8s.rehearsal.caller FILE SECONDS`.
+"""A client inside the cluster that calls a detached actor on and on: `python -m k8s.rehearsal.caller FILE SECONDS`,
+until FILE with the suffix .stop is there, SECONDS at most.
 
 Writes what it saw as JSON: calls, errors, the longest gap, and whether the actor kept its count.
 """
@@ -29,10 +30,10 @@ class Counter:
         return self._count
 
 
-def call(counter: Any, until: float) -> dict[str, Any]:
-    """Calls until a time of time.monotonic()."""
+def call(counter: Any, stop: Path, until: float) -> dict[str, Any]:
+    """Calls until a file is there, or a time of time.monotonic()."""
     done, errors, longest, last, count = 0, 0, 0.0, time.monotonic(), 0
-    while time.monotonic() < until:
+    while time.monotonic() < until and not stop.exists():
         try:
             count = ray.get(counter.add.remote(), timeout=60)
             done += 1
@@ -50,7 +51,8 @@ def main(out: Path, seconds: float) -> None:
     counter = Counter.options(name="counter", lifetime="detached").remote()  # type: ignore[attr-defined]
     ray.get(counter.add.remote())
     out.with_suffix(".ready").touch()
-    out.write_text(json.dumps(call(counter, time.monotonic() + seconds)))
+    out.write_text(json.dumps(call(counter, out.with_suffix(".stop"), time.monotonic() + seconds)))
+    ray.kill(counter)  # it would hold its worker for ever
 
 
 if __name__ == "__main__":

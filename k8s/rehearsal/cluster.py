@@ -6,21 +6,23 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from k8s.rehearsal.network import RAY, Machine, add_machine, address
+from k8s.rehearsal.network import RAY, Machine, add_machine, address, power_off
 
-HEAD, REDIS, WORKERS = 1, 2, (11, 12, 13, 14, 15)
+HEAD, REDIS, WORKERS = 1, 2, tuple(range(11, 21))
 ROOT = Path(__file__).resolve().parents[2]
 IDLE_MINUTES = 1.0
+KEEP_S = 1.0
+"""Between two looks at whether the head's process is there."""
 
 
 @dataclass
 class Cluster:
-    """The head (started anew with `start_head`, as Kubernetes does), Redis, and the machines of the autoscaler."""
+    """The head (started anew when it ends, as Kubernetes does), Redis, and the machines of the autoscaler."""
 
     folder: Path
     """For configurations and logs."""
@@ -30,6 +32,8 @@ class Cluster:
     """Workers."""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     password: str = field(default_factory=lambda: secrets.token_hex(16))
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Set when heads are no longer replaced."""
     head: Machine = field(init=False)
     redis: Machine = field(init=False)
 
@@ -44,7 +48,7 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
-            "RAY_raylet_start_wait_time_s": "180",  # on a machine with other load
+            "RAY_worker_niceness": "0",  # Ray gives its workers the last place behind all other work
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
@@ -55,6 +59,7 @@ class Cluster:
             add_machine(number)
         self.start_redis()
         self.start_head()
+        threading.Thread(target=self._keep_head, name="operator", daemon=True).start()
 
     def start_redis(self) -> None:
         """A Redis that keeps every second's changes, with a password."""
@@ -85,11 +90,12 @@ class Cluster:
         }
         self.head = Machine.start(HEAD, command, env, folder=self.folder)
 
-    def keep_head(self) -> None:
+    def _keep_head(self) -> None:
         """What the operator does: where the head's process has ended, start another."""
-        if self.head.process.poll() is not None:
-            self.head.kill()
-            self.start_head()
+        while not self.stopped.wait(KEEP_S):
+            if self.head.process.poll() is not None:
+                self.head.kill()
+                self.start_head()
 
     def _autoscaler(self) -> dict[str, Any]:
         lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands",
@@ -118,15 +124,8 @@ class Cluster:
             },
         }  # fmt: skip
 
-    def ray(self, *words: str, timeout: float = 600.0) -> str:
-        """A ray command on the head."""
-        return self.head.run([*RAY, *words], self.env, timeout)
-
     def stop(self) -> None:
         """Everything, at once. The namespace's end would do it too."""
+        self.stopped.set()
         for number in (HEAD, REDIS, *WORKERS):
-            listed = subprocess.run(
-                ["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True
-            ).stdout
-            for pid in listed.split():
-                subprocess.run(["kill", "-9", pid], stderr=subprocess.DEVNULL)
+            power_off(number)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def cut(number: int, *, off: bool = True) -> None:
     sh("ip", "link", "set", f"v{number}", "down" if off else "up")
 
 
+def running(number: int) -> list[int]:
+    """Ids of the processes on a machine."""
+    listed = subprocess.run(["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True).stdout
+    return [int(pid) for pid in listed.split()]
+
+
+def power_off(number: int) -> None:
+    """SIGKILL to everything on a machine."""
+    for pid in running(number):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def on_machine(number: int, command: Sequence[str], disk: Path) -> list[str]:
     """The command that runs `command` on a machine with a /tmp/ray (on `disk`) and a /dev/shm of its own, as pods have."""
     private = 'mkdir -p /tmp/ray && mount --bind "$1" /tmp/ray && mount -t tmpfs tmpfs /dev/shm && shift && exec "$@"'
@@ -85,27 +99,9 @@ class Machine:
             process = subprocess.Popen(line, env=dict(env), stdout=log, stderr=log, start_new_session=True)
         return cls(number, process)
 
-    def run(self, command: Sequence[str], env: Mapping[str, str], timeout: float = 600.0) -> str:
-        """Run a command on this machine; its output. Raises CalledProcessError."""
-        done = subprocess.run(
-            beside(self.process.pid, command), env=dict(env), capture_output=True, text=True, timeout=timeout
-        )
-        if done.returncode:
-            raise RuntimeError(
-                f"exit status {done.returncode} of {' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-            )
-        return done.stdout
-
     def kill(self) -> None:
-        """The power goes: SIGKILL to everything in this machine's network namespace."""
-        listed = subprocess.run(
-            ["ip", "netns", "pids", f"n{self.number}"], capture_output=True, text=True
-        ).stdout
-        for pid in map(int, listed.split()):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        """The power goes."""
+        power_off(self.number)
         self.process.wait(30)
 
 
@@ -123,7 +119,7 @@ class Clock:
         sys.stdout.write(f"  {what}: {value}\n")
         sys.stdout.flush()
 
-    def wait(self, what: str, ready: Callable[[], bool], limit: float = 240.0, every: float = 0.2) -> None:
+    def wait(self, what: str, ready: Callable[[], bool], limit: float = 600.0, every: float = 0.2) -> None:
         """Wait until something holds, and note how long it took. Raises TimeoutError."""
         began = time.monotonic()
         while not ready():

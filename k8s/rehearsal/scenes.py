@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from k8s.rehearsal.api import Api
 from k8s.rehearsal.cluster import Cluster
-from k8s.rehearsal.network import Clock, beside, cut
+from k8s.rehearsal.network import Clock, beside, cut, running
 
 MINI = """\
 population:
@@ -31,18 +32,18 @@ ray: {address: auto, workers: 2, gpus: 1, cpus: 1, threads: 1}
 """
 """A whole flow that trains twelve sharers one by one on two (fake) GPUs."""
 SHARERS = 12
-
-
-def head_up(cluster: Cluster) -> bool:
-    """Whether the head answers; one whose process has ended is started again."""
-    cluster.keep_head()
-    return Api(cluster.token).healthy()
+SHARING = "sharers"
+"""What the event log calls their training."""
+CALLS_S = 900.0
+"""The longest that a client calls."""
+AFTER_S = 3.0
+"""How long it calls on when the new head is there."""
 
 
 def first_worker(cluster: Cluster, clock: Clock) -> None:
     """One task that wants a GPU, on a cluster that has no worker at all."""
     api = Api(cluster.token)
-    clock.wait("head answers", lambda: head_up(cluster))
+    clock.wait("head answers", api.healthy)
     clock.note("a job without the token: HTTP status", api.refused())
     assert api.refused() in {401, 403}, "anybody can submit jobs"
     assert not api.alive()
@@ -60,7 +61,7 @@ def pipeline(cluster: Cluster, clock: Clock) -> None:
     """The whole flow as a Ray job; when the first sharers are in, one worker's cable is taken out."""
     api, folder = Api(cluster.token), cluster.folder / "experiment"
     (cluster.folder / "mini.yaml").write_text(MINI)
-    clock.wait("head answers", lambda: head_up(cluster))
+    clock.wait("head answers", api.healthy)
     api.submit(
         "pipeline", f"{sys.executable} -m jobs.pipeline {cluster.folder}/mini.yaml experiment={folder}"
     )
@@ -69,11 +70,11 @@ def pipeline(cluster: Cluster, clock: Clock) -> None:
     victim = api.alive()[-1]
     cut(int(victim.rpartition(".")[2]))
     clock.note("cut off", f"{victim} after {_commits(folder)} sharers")
-    clock.wait("counted as dead", lambda: victim not in api.alive() or _ended(api), 120)
-    clock.wait("a new worker beside the one that is left", lambda: len(api.alive()) >= 2 or _ended(api), 120)
+    clock.wait("counted as dead", lambda: victim not in api.alive() or _ended(api), 300)
+    clock.wait("a new worker beside the one that is left", lambda: len(api.alive()) >= 2 or _ended(api), 300)
     clock.wait("pipeline done", lambda: _ended(api), 1500, every=1.0)
     assert api.status("pipeline") == "SUCCEEDED", api.logs("pipeline")[-3000:]
-    trained = [user for event in _events(folder, "train_sharers") for user in event.get("users", ())]
+    trained = [user for event in _events(folder, SHARING) for user in event.get("users", ())]
     clock.note("sharers trained", f"{len(set(trained))}, {len(trained) - len(set(trained))} of them twice")
     assert len(set(trained)) == len(trained) == SHARERS
     cut(int(victim.rpartition(".")[2]), off=False)
@@ -94,41 +95,42 @@ def _events(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def _commits(folder: Path) -> int:
-    return sum(len(event.get("users", ())) for event in _events(folder, "train_sharers"))
+    return sum(len(event.get("users", ())) for event in _events(folder, SHARING))
 
 
 def scaled_down(cluster: Cluster, clock: Clock) -> None:
     """Nothing to do: the workers go."""
     api = Api(cluster.token)
-    clock.wait("no worker left", lambda: not api.alive(), 120)
+    clock.wait("no worker left", lambda: not api.alive(), 300)
 
 
-def head_lost(cluster: Cluster, clock: Clock, *, seconds: float = 40.0) -> None:
+def head_lost(cluster: Cluster, clock: Clock) -> None:
     """While a client calls an actor on a worker, the head dies with everything on it and comes back."""
     api, out = Api(cluster.token), cluster.folder / "calls.json"
-    caller = _start_caller(cluster, clock, (out, seconds))
+    caller = _start_caller(cluster, clock, out)
     cluster.head.kill()
     clock.note("head killed")
     assert not api.healthy()
-    clock.wait("head answers again", lambda: head_up(cluster))
-    assert caller.wait(seconds + 120) == 0
+    clock.wait("head answers again", api.healthy)
+    clock.wait("the worker is known again", lambda: bool(api.alive()))
+    time.sleep(AFTER_S)
+    out.with_suffix(".stop").touch()
+    assert caller.wait(120) == 0
     seen = json.loads(out.read_text())
     for what, value in seen.items():
         clock.note(what, value)
     assert seen["errors"] == 0 and seen["count"] == seen["calls"] + 1, "calls were lost, or the actor was"
-    clock.wait("the worker is known again", lambda: bool(api.alive()))
 
 
-def _start_caller(cluster: Cluster, clock: Clock, task: tuple[Path, float]) -> subprocess.Popen[bytes]:
+def _start_caller(cluster: Cluster, clock: Clock, out: Path) -> subprocess.Popen[bytes]:
     """The client, on a worker's machine; a worker is asked for by a job where there is none."""
-    api, (out, seconds) = Api(cluster.token), task
+    api = Api(cluster.token)
     if not api.alive():
         api.submit("again", f"{sys.executable} -c 'import ray; ray.init(); {_GPU_TASK}'")
         clock.wait("a worker for the client", lambda: bool(api.alive()))
-    number = api.alive()[0].rpartition(".")[2]
-    listed = subprocess.run(["ip", "netns", "pids", f"n{number}"], capture_output=True, text=True).stdout
-    command = [sys.executable, "-m", "k8s.rehearsal.caller", str(out), str(seconds)]
-    caller = subprocess.Popen(beside(int(listed.split()[0]), command), env=cluster.env)
+    first = running(int(api.alive()[0].rpartition(".")[2]))[0]
+    command = [sys.executable, "-m", "k8s.rehearsal.caller", str(out), str(CALLS_S)]
+    caller = subprocess.Popen(beside(first, command), env=cluster.env)
     clock.wait("client calls", lambda: out.with_suffix(".ready").exists() or caller.poll() is not None)
     assert caller.poll() is None, "the client ended before it called"
     return caller

@@ -15,7 +15,6 @@ from typing import Any
 from k8s.rehearsal.api import Api
 from k8s.rehearsal.cluster import Cluster
 from k8s.rehearsal.network import Clock
-from k8s.rehearsal.scenes import head_up
 
 PORT = 8000
 REPLICAS = 2
@@ -133,13 +132,14 @@ def serve_roll(cluster: Cluster, clock: Clock) -> None:
     clock.note("head killed")
     time.sleep(10)
     _seen(clock, clients, "10 s without a head")
-    clock.wait("head answers again", lambda: head_up(cluster))
+    clock.wait("head answers again", api.healthy)
     clock.wait("Serve says it runs", lambda: _running(api))
     _seen(clock, clients, "until it was back")
     for client in clients:
         client.stop.set()
     for client in clients:
         client.join(120)
+    api.call("/api/serve/applications/", method="DELETE", timeout=120)
     assert not [error for client in clients for error in client.errors]
 
 

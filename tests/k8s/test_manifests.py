@@ -7,7 +7,7 @@ import pytest
 
 from k8s.check import schemas
 from k8s.check.__main__ import CHECKS, problems
-from k8s.check.render import overlays, ray_cluster, render, render_overlay, renderer
+from k8s.check.render import ROOT, overlays, ray_cluster, render, render_overlay, renderer
 from perpcs.config import load_config
 
 pytestmark = pytest.mark.skipif(renderer() is None, reason="neither kubectl nor kustomize is here")
@@ -288,6 +288,11 @@ def test_the_checks_find(gpu, mistake):
     change(gpu)
     new = [problem for problem in CHECKS[check](list(gpu.values())) if problem not in before]
     assert any(re.search(words, problem) for problem in new), new
+
+
+def test_the_page_counts_them():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert f"The tests plant {len(BY_SCHEMA) + len(MISTAKES)} mistakes" in page
 
 
 def test_a_kustomization_that_cannot_be_rendered_is_one_line(tmp_path):
