@@ -9,6 +9,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Overrides for `make quickstart`, e.g. ARGS="seed=1"; options for `make test`, e.g. ARGS="-k leases".
 ARGS ?=
+# Of `make test`: 2 runs whole flows beside the other tests; 0, one process.
+TEST_WORKERS ?= 0
+TESTS := -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help quickstart test test-fast bench chaos lint format manifests rehearsal sbom clean distclean
 
@@ -25,10 +28,10 @@ quickstart: $(READY)  ## the whole flow on a synthetic population: runs/quicksta
 	$(BIN)/python -m jobs.pipeline configs/quickstart.yaml $(ARGS)
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(TESTS) $(ARGS)
 
 test-fast: $(READY)  ## all tests but the whole flows
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python $(TESTS) -m "not slow" $(ARGS)
 
 bench: $(READY)  ## every bench; each writes its result beside itself
 	@set -e; for bench in benchmarks/bench_*.py; do [ -e "$$bench" ] || continue; \

@@ -16,6 +16,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_worker_niceness": "0",  # workers that must wait behind all other tests would only make these longer
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
@@ -23,6 +24,17 @@ os.environ |= {
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
     os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(config, items):
+    """For several workers (make test): files with whole flows first, so that the workers end together; tests that share
+    the session's local Ray in one worker, others file by file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "local ray" if "local_ray" in item.fixturenames else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
