@@ -36,8 +36,8 @@ def _isolated() -> list[str]:
     return ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
 
 
-def rehearse(names: list[str], *, report: Path | None, keep: bool) -> None:
-    """Run scenes in turn, as process 1 of the namespaces."""
+def rehearse(names: list[str], *, report: Path | None, keep: bool, experiment: Path | None = None) -> None:
+    """Run scenes in turn, as process 1 of the namespaces. experiment: a finished one, for `serve-roll` by itself."""
     from k8s.rehearsal import scenes, serving
     from k8s.rehearsal.cluster import Cluster
     from k8s.rehearsal.network import Clock, make_bridge
@@ -53,6 +53,8 @@ def rehearse(names: list[str], *, report: Path | None, keep: bool) -> None:
     cluster = Cluster(Path(tempfile.mkdtemp(prefix="rehearsal-")))
     if keep:
         sys.stdout.write(f"logs: {cluster.folder}\n")
+    if experiment is not None:
+        shutil.copytree(experiment, cluster.folder / "experiment")
     notes = {}
     try:
         cluster.start()
@@ -78,10 +80,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m k8s.rehearsal", description=__doc__)
     parser.add_argument("scenes", metavar="SCENE", nargs="*", help=", ".join(SCENES))
     parser.add_argument("--report", type=Path, help="write what was seen there, as JSON")
+    parser.add_argument(
+        "--experiment", type=Path, help="a finished one, to rehearse serve-roll without pipeline"
+    )
     parser.add_argument("--keep", action="store_true", help="leave logs and disks where they are")
     words = parser.parse_args()
     if os.environ.get(INSIDE):
-        rehearse(words.scenes, report=words.report, keep=words.keep)
+        rehearse(words.scenes, report=words.report, keep=words.keep, experiment=words.experiment)
         return 0
     if reason := obstacle():
         sys.stderr.write(f"{reason}\n")

@@ -96,7 +96,7 @@ def deploy(cluster: Cluster, clock: Clock, what: str, **settings: Any) -> None:
     }
     api.call("/api/serve/applications/", config, method="PUT", timeout=120)
     time.sleep(2.0)  # until the controller has noticed
-    clock.wait(what, lambda: _running(api), 400, every=0.5)
+    clock.wait(what, lambda: _running(api), 900, every=0.5)
 
 
 def _running(api: Api) -> bool:
@@ -118,6 +118,7 @@ def _token(cluster: Cluster) -> str:
 def serve_roll(cluster: Cluster, clock: Clock) -> None:
     """The pipeline's experiment served by two replicas; rolled to other settings, then the head lost, under streams."""
     api, token = Api(cluster.token), _token(cluster)
+    clock.wait("head answers", api.healthy)
     deploy(cluster, clock, "service up, from no worker")
     url = f"http://{api.alive()[0]}:{PORT}"
     assert _status(url, "/readyz") == 200 and _status(url, "/v1/models") == 401
