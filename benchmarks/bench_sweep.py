@@ -38,7 +38,7 @@ def independent(config: dict[str, Any]) -> None:
     import torch
     from ray import tune
 
-    from jobs.evaluate import Evaluator
+    from jobs.evaluator import Evaluator
     from jobs.experiment import stage_info
     from jobs.loading import open_assembler
     from perpcs.assembly.merge import adapter_from_recipe

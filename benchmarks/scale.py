@@ -1,8 +1,8 @@
 """Thousands of users through the whole flow, and the memory of every process of it over time.
 
-Runs `python -m jobs.pipeline configs/scale_5000.yaml` (or, with --head ADDRESS, the same as a submitted job on the cluster
-of this machine whose dashboard is there), looks every few seconds at what driver, coordinator, workers and Ray hold, and
-writes benchmarks/results/scale.json. Flat means: the last third of the training stages needs no more than the second.
+Runs `python -m jobs.pipeline configs/scale_5000.yaml`, with --submit as a job submitted to a cluster that it starts for it
+on this machine; looks every few seconds at what driver, coordinator, workers and Ray hold, and writes
+benchmarks/results/scale.json. Flat means: the last third of the training stages needs no more than the second.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ import datetime
 import json
 import os
 import platform as machine_platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.head import RAY, head_node, submission
 from jobs.events import read_events
 from storage.describe import stats
 from storage.layout import Paths
@@ -28,13 +34,13 @@ from storage.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
 ROLES = {
-    "jobs.pipeline": "driver",
     "ray::_CoordinatorActor": "coordinator",
     "ray::_Worker": "workers",
     "ray::RayTrainWorker": "workers",
     "ray::narrate": "tasks",
-    "raylet": "raylet",
+    "raylet/raylet": "raylet",
     "gcs_server": "gcs",
+    "-m jobs.pipeline": "driver",
 }
 """By a part of the command line; the first that fits."""
 MIB = 1 << 20
@@ -43,57 +49,77 @@ MIB = 1 << 20
 def main() -> int:
     arguments = _arguments()
     overrides = [f"experiment={arguments.experiment}", *arguments.overrides]
-    command = [sys.executable, "-m", "jobs.pipeline", "configs/scale_5000.yaml", *overrides]
-    env = dict(os.environ)
-    if arguments.head:
-        runtime_env = ["--working-dir", ".", "--runtime-env", "configs/ray/job.yaml"]
-        command = [
-            "ray",
-            "job",
-            "submit",
-            "--address",
-            arguments.head,
-            *runtime_env,
-            "--",
-            "python",
-            *command[1:],
-        ]
-    started, samples = time.time(), []
-    run = subprocess.Popen(command, cwd=ROOT, env=env)
-    while run.poll() is None:
-        samples.append({"at": round(time.time() - started, 1), **look()})
-        time.sleep(arguments.every)
+    program = ["-m", "jobs.pipeline", "configs/scale_5000.yaml", *overrides]
+    started, watch = time.time(), Watch()
+    with _command(program, submit=arguments.submit) as (command, env):
+        run = subprocess.Popen(command, cwd=ROOT, env=env)
+        while run.poll() is None:
+            watch.look(time.time() - started)
+            time.sleep(arguments.every)
     report = {
         "bench": "scale",
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {machine_platform.machine()}",
-        "command": " ".join(["python", *command[1:]]) if not arguments.head else " ".join(command),
+        "command": " ".join(["ray job submit --" if arguments.submit else "", "python", *program]).strip(),
         "status": run.returncode,
         "seconds": round(time.time() - started, 1),
-        **(summary(Paths.of(arguments.experiment), samples, started) if run.returncode == 0 else {}),
-        "samples": thinned(samples, 200),
+        "cpu_seconds": watch.cpu_seconds(),
+        "mean_load": round(sum(s["load"] for s in watch.samples) / max(1, len(watch.samples)), 1),
+        **(summary(Paths.of(arguments.experiment), watch.samples, started) if run.returncode == 0 else {}),
+        "samples": thinned(watch.samples, 200),
     }
     Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: value for key, value in report.items() if key != "samples"}, indent=1))
     return run.returncode
 
 
-def look() -> dict[str, float]:
-    """MiB of private memory by role (of several processes: the largest and the sum), and of Ray's object store in use."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        role = next((role for part, role in ROLES.items() if part in line), None)
-        if role is None:
-            continue
-        try:
-            memory = process.memory_info()
-        except psutil.Error:  # ended meanwhile
-            continue
-        found[role].append((memory.rss - getattr(memory, "shared", 0)) / MIB)
-    seen = {role: round(max(values), 1) for role, values in found.items()}
-    seen |= {f"{role}_sum": round(sum(values), 1) for role, values in found.items() if len(values) > 1}
-    return seen | {"object_store": round(plasma_mib(), 1)}
+@contextmanager
+def _command(program: list[str], *, submit: bool) -> Iterator[tuple[list[str], Mapping[str, str]]]:
+    """The command line that runs the program, and its environment; for a job, with a cluster to submit it to."""
+    if not submit:
+        yield [sys.executable, *program], os.environ
+        return
+    folder = Path(tempfile.mkdtemp(prefix="pc-"))
+    try:
+        with head_node(folder, cpus=max(4, os.cpu_count() or 1)) as head:
+            yield [RAY, *submission(*program)], head.env
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Watch:
+    """What the processes below this one hold and have used, look by look."""
+
+    samples: list[dict[str, float]] = field(default_factory=list)
+    _cpu: dict[tuple[int, float], tuple[str, float]] = field(default_factory=dict)
+
+    def look(self, at: float) -> None:
+        """MiB of private memory by role (of several processes: the largest and the sum), and of Ray's object store in
+        use; the machine's load."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for process in psutil.Process().children(recursive=True):
+            try:
+                line, memory = " ".join(process.cmdline()), process.memory_info()
+                role = next((role for part, role in ROLES.items() if part in line), "other")
+                used = sum(process.cpu_times()[:2])
+                self._cpu[process.pid, process.create_time()] = role, used
+            except psutil.Error:  # ended meanwhile
+                continue
+            found[role].append((memory.rss - getattr(memory, "shared", 0)) / MIB)
+        seen = {role: round(max(values), 1) for role, values in found.items()}
+        seen |= {f"{role}_sum": round(sum(values), 1) for role, values in found.items() if len(values) > 1}
+        load = round(os.getloadavg()[0], 1)
+        self.samples.append(
+            {"at": round(at, 1), **seen, "object_store": round(plasma_mib(), 1), "load": load}
+        )
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """By role, as far as was seen."""
+        found: dict[str, float] = defaultdict(float)
+        for role, used in self._cpu.values():
+            found[role] += used
+        return {role: round(used, 1) for role, used in sorted(found.items())}
 
 
 def plasma_mib() -> float:
@@ -132,7 +158,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. ray.workers=4")
     parser.add_argument("--experiment", default=str(ROOT / "runs" / "scale_5000"))
     parser.add_argument(
-        "--head", default="", metavar="ADDRESS", help="submit there, e.g. http://127.0.0.1:8265"
+        "--submit", action="store_true", help="start a cluster and submit the run to it as a job"
     )
     parser.add_argument(
         "--every", type=float, default=5.0, help="seconds between two looks (default: %(default)s)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,17 +10,19 @@ from typing import Any
 
 from jobs.cli import stage_main
 from jobs.experiment import Info, Stage
+from jobs.journal import StoreJournal
 from jobs.preflight import check_base
-from jobs.runtime import run_remote
-from perpcs.config import ExperimentConfig
+from jobs.runtime import connect, require_room, run_remote, runs_here
+from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.errors import DataError
 from perpcs.model.adapt import adapt, unbanked
-from perpcs.model.base import FINGERPRINT_FILE, banked, load_causal_lm, save_base
+from perpcs.model.base import FINGERPRINT_FILE, banked, fingerprint, load_causal_lm, save_base
 from perpcs.model.tiny import new_llama, pretrain, train_tokenizer
 from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
 from perpcs.population.tasks import Task, get_task
 from perpcs.records import User
 from perpcs.seeds import rng
+from perpcs.train.team import ALONE, Team
 from storage.folders import written_folder
 from storage.layout import Paths
 from storage.population import read_split, read_task
@@ -28,28 +31,68 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
-    """Make the base in one worker, with a worker's resources."""
-    return run_remote(make_base, cfg, paths, cfg=cfg.ray)
+    """Make the base in one worker; where several adapt it together, in one up to there."""
+    if not cfg.base.adapt.enabled or cfg.base.adapt.workers == 1 or runs_here():
+        return run_remote(make_base, cfg, paths, cfg=cfg.ray)
+    from jobs.adapt_team import adapt_together  # brings in Ray Train
+
+    with connect(cfg.ray):
+        require_room(cfg.ray, key="base.adapt.workers", workers=cfg.base.adapt.workers)
+        return run_remote(save_raw, cfg, paths, cfg=cfg.ray) | adapt_together(cfg, paths)
 
 
 def make_base(cfg: ExperimentConfig, paths: Paths) -> Info:
     """Train or load, adapt, merge, save; returns the fingerprint and losses."""
+    model, tokenizer, info = make_raw(cfg, paths)
+    return info | adapt_and_save(cfg, paths, model, tokenizer)
+
+
+def make_raw(cfg: ExperimentConfig, paths: Paths) -> tuple[Any, Any, Info]:
+    """Train or load the base as it is before adaptation, and save it."""
     users = read_split(paths.population, "base")
     task = get_task(read_task(paths.population))
     model, tokenizer, info = _tiny(cfg, task, users) if cfg.base.model == "tiny" else _foreign(cfg)
     _save(model, tokenizer, paths.raw_base)
+    return model, tokenizer, info
+
+
+def save_raw(cfg: ExperimentConfig, paths: Paths) -> Info:
+    """`make_raw` for its files; no Ray object holds a model."""
+    return make_raw(cfg, paths)[2]
+
+
+def adapt_and_save(
+    cfg: ExperimentConfig, paths: Paths, model: Any, tokenizer: Any, *, team: Team = ALONE
+) -> Info:
+    """Adapt, merge and save; of several processes the first saves. Goes on where a killed adaptation was."""
+    raw = fingerprint(model, tokenizer)
     base = banked(model, tokenizer, mark="", device=cfg.base.device, targets=cfg.lora.targets)
+    info: Info = {"parameters": sum(p.numel() for p in model.parameters())}
     if cfg.base.adapt.enabled:
+        users, task = read_split(paths.population, "base"), get_task(read_task(paths.population))
         examples = adaptation_examples(Prompter(task, tokenizer, cfg.prompt), users, cfg)
-        losses = adapt(base.model, examples, cfg.base.adapt, seed=cfg.seed)
+        journal = StoreJournal(
+            paths.adapting, _journal_key(cfg, raw, examples), team=team, every_s=cfg.base.adapt.checkpoint_s
+        )
+        losses = adapt(base.model, examples, cfg.base.adapt, seed=cfg.seed, team=team, journal=journal)
         info |= {"adaptation_examples": len(examples), "adaptation_loss": round(losses.final(0), 4)}
+    if team.rank:
+        return info
     mark = _save(unbanked(base.model), tokenizer, paths.base)
-    return {
-        **info,
-        "fingerprint": mark,
-        "mark": mark,
-        "parameters": sum(p.numel() for p in model.parameters()),
+    if cfg.base.adapt.enabled:
+        journal.end()
+    return {**info, "fingerprint": mark, "mark": mark}
+
+
+def _journal_key(cfg: ExperimentConfig, raw: str, examples: Sequence[Encoded]) -> str:
+    """What a state must have been made with to go on from it: the base, the settings, the data."""
+    how = {
+        name: value
+        for name, value in as_flat_dict(cfg.base.adapt).items()
+        if name not in ("workers", "checkpoint_s")
     }
+    data = hashlib.sha256(repr(examples).encode()).hexdigest()
+    return digest({"raw": raw, "how": how, "targets": list(cfg.lora.targets), "seed": cfg.seed, "data": data})
 
 
 def _save(model: Any, tokenizer: Any, uri: str) -> str:

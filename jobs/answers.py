@@ -1,7 +1,8 @@
 """Answers that are kept between evaluations, so that another row costs that row alone.
 
-One file per method in `answers/`, with a key over everything that the answers depend on; under another key they are
-made anew. Only what the model wrote is kept: questions and golds are in the experiment's population, which is as private.
+One file per method and slice of targets in `answers/`, with a key over everything that the answers depend on; under
+another key they are made anew. Only what the model wrote is kept: questions and golds are in the experiment's
+population, which is as private.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING
 from jobs.experiment import stage_digest, stage_info
 from perpcs.config import as_flat_dict, digest
 from perpcs.evaluation.methods import Method
-from perpcs.evaluation.runner import Answers, asked
+from perpcs.evaluation.runner import asked
 from perpcs.records import Recipe
 from storage.files import exists, join, read_json, write_json
 from storage.layout import Paths
 
 if TYPE_CHECKING:
-    from jobs.evaluate import Evaluator
+    from jobs.evaluator import Evaluator
 
 
 def stage_of(method: Method) -> str:
@@ -31,9 +32,9 @@ def stage_of(method: Method) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """Answers, and the most bytes in use at once while they were made."""
+    """What a method wrote, users and queries in order, and the most bytes in use at once while it did."""
 
-    answers: Answers
+    predictions: tuple[str, ...]
     memory: int
 
 
@@ -43,7 +44,8 @@ def answers_key(evaluator: Evaluator, method: Method) -> str:
     how = {k: v for k, v in asdict(method).items() if k not in ("name", "title", "role", "doc")}
     adapters = ""
     if method.uses == "recipe":
-        adapters = recipes_digest(evaluator.recipe(method, user.id) for user in evaluator.users)
+        whose = (evaluator.whose(method, user.id) for user in evaluator.users)
+        adapters = recipes_digest(evaluator.recipe(method, user_id) for user_id in whose)
     if method.uses == "warm":
         adapters = stage_info(paths, "train_warm", wanted_by="evaluate")["mark"]
     if stage := stage_of(method):
@@ -51,6 +53,7 @@ def answers_key(evaluator: Evaluator, method: Method) -> str:
     return digest(
         {
             "method": how,
+            "targets": digest({"ids": [user.id for user in evaluator.users]}),
             "adapters": adapters,
             "base": stage_digest(paths, "adapt", wanted_by="evaluate"),
             "prompt": as_flat_dict(cfg.prompt),
@@ -72,29 +75,24 @@ def recipes_digest(recipes: Iterable[Recipe]) -> str:
     return found.hexdigest()[:16]
 
 
-def kept_answers(evaluator: Evaluator, method: Method, key: str) -> Kept | None:
-    """The answers that were kept under this key, or None."""
-    path = _path(evaluator.paths, method)
+def kept_answers(evaluator: Evaluator, method: Method, number: int, key: str) -> Kept | None:
+    """The answers of a slice that were kept under this key, or None."""
+    path = _path(evaluator.paths, method, number)
     if not exists(path):
         return None
-    kept = read_json(path)
-    pairs = [(u, q) for u in evaluator.users for q in asked(u, limit=evaluator.cfg.evaluate.max_queries)]
-    if kept.get("key") != key or len(kept["answers"]) != len(pairs):
+    kept, limit = read_json(path), evaluator.cfg.evaluate.max_queries
+    if kept.get("key") != key or len(kept["answers"]) != sum(
+        len(asked(user, limit=limit)) for user in evaluator.users
+    ):
         return None
-    answers = Answers(
-        user_ids=tuple(user.id for user, _ in pairs),
-        query_ids=tuple(query.id for _, query in pairs),
-        predictions=tuple(kept["answers"]),
-        golds=tuple(query.gold for _, query in pairs),
-    )
-    return Kept(answers, kept["memory"])
+    return Kept(tuple(kept["answers"]), kept["memory"])
 
 
-def keep_answers(paths: Paths, method: Method, found: Kept, key: str) -> None:
-    """Write a method's answers, users and queries in order."""
-    kept = {"key": key, "memory": found.memory, "answers": list(found.answers.predictions)}
-    write_json(_path(paths, method), kept)
+def keep_answers(paths: Paths, method: Method, number: int, *, kept: Kept, key: str) -> None:
+    """Write a method's answers to a slice, users and queries in order."""
+    found = {"key": key, "memory": kept.memory, "answers": list(kept.predictions)}
+    write_json(_path(paths, method, number), found)
 
 
-def _path(paths: Paths, method: Method) -> str:
-    return join(paths.answers, f"{method.name}.json")
+def _path(paths: Paths, method: Method, number: int) -> str:
+    return join(paths.answers, f"{method.name}.{number}.json" if number else f"{method.name}.json")

@@ -96,10 +96,10 @@ def recipe_key(cfg: ExperimentConfig, paths: Paths, rule: str) -> str:
 
 def made_before(store: RecipeStore, name: str, users: Sequence[User], key: str) -> Spent | None:
     """What it took when all users' recipes were made under the same key; None when some were not."""
-    found = {recipe.user_id: recipe.extra for recipe in store.all(name) if recipe.extra.get("key") == key}
-    if not all(user.id in found for user in users):
+    found = store.of([user.id for user in users], name)
+    if not all(user.id in found and found[user.id].extra.get("key") == key for user in users):
         return None
-    extra = found[users[0].id]
+    extra = found[users[0].id].extra
     return Spent(float(extra["seconds"]), int(extra["memory"]))
 
 

@@ -30,6 +30,12 @@ TRAIN_ENV = {
 }
 
 
+def set_train_env() -> None:
+    """Tell Ray Train, which reads its environment when a trainer is made."""
+    for name, value in TRAIN_ENV.items():
+        os.environ.setdefault(name, value)
+
+
 class _IndependentBackend(Backend):
     has_replica_groups = True
 
@@ -46,8 +52,7 @@ class TrainCrew:
     def __init__(
         self, desk: Desk, make_worker: Callable[[], PackWorker], *, plan: Plan, cfg: RayConfig
     ) -> None:
-        for name, value in TRAIN_ENV.items():
-            os.environ.setdefault(name, value)
+        set_train_env()
         # Ray Train wants a folder of its own; nothing of ours goes there.
         self._folder = tempfile.mkdtemp(prefix="perpcs-train-")
         self._error: Exception | None = None

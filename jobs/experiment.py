@@ -19,8 +19,9 @@ from storage.files import exists, read_json, write_json
 from storage.layout import Paths
 from storage.shared import share
 
-HOW = ("population.path", "base.device", "own.pack", "own_warm.pack", "pool.train.pack", "pool.gate.pack", "pool.checksums",
-       "evaluate.batch", "assembly.items_per_pass", "assembly.fit.pack")  # fmt: skip
+HOW = ("population.path", "base.device", "base.adapt.workers", "base.adapt.checkpoint_s",
+       "own.pack", "own_warm.pack", "pool.train.pack", "pool.gate.pack", "pool.checksums", "evaluate.batch",
+       "assembly.items_per_pass", "assembly.fit.pack")  # fmt: skip
 """Settings that change how the work is done and not what comes out (beyond float noise): free to change at any time."""
 
 log = logging.getLogger(__name__)

@@ -13,12 +13,11 @@ from perpcs.config.schema import AssemblyConfig
 from perpcs.model.base import FINGERPRINT_FILE, Base, load_base
 from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
-from perpcs.records import PoolSpec, SharerAdapter
+from perpcs.records import PoolSpec
 from storage.folders import local_folder
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
 from storage.masks import sharer_subset, sharing_mask
-from storage.pool import Pool
 from storage.population import read_task
 
 
@@ -83,9 +82,3 @@ def open_assembler(
     pieces = shared_part(whole, cfg.assembly, seed=cfg.seed)
     prompter = open_prompter(cfg, paths, base)
     return Assembler(base, prompter, pieces, config=cfg.assembly, encoder=cfg.select.encoder, seed=cfg.seed)
-
-
-def own_adapters(uri: str) -> dict[str, SharerAdapter]:
-    """Every target's own adapter in the pool at `uri`, by user id."""
-    view = Pool.open(uri).view()
-    return {user_id: view.adapter(user_id) for user_id in view.ids}

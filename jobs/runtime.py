@@ -146,8 +146,9 @@ def source_path(env: Mapping[str, str]) -> str:
     )
 
 
-def require_room(cfg: RayConfig) -> None:
-    """ConfigError when the cluster, grown as far as it may, cannot hold `ray.workers` workers.
+def require_room(cfg: RayConfig, *, key: str = "ray.workers", workers: int = 0) -> None:
+    """ConfigError when the cluster, grown as far as it may, cannot hold `ray.workers` workers, or as many as another
+    setting `key` says.
 
     An autoscaler whose limits Ray does not know, as KubeRay's, is taken at its word: the fleet waits and says so.
     """
@@ -161,12 +162,13 @@ def require_room(cfg: RayConfig) -> None:
     else:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = workers_that_fit(nodes, cpus=cfg.cpus, gpus=cfg.gpus)
-    if room < cfg.workers:
+    wanted = workers or cfg.workers
+    if room < wanted:
         each = f"{cfg.cpus:g} CPU" + (f" and {cfg.gpus:g} GPU" if cfg.gpus else "")
         has = ", ".join(f"{node.get('CPU', 0):g} CPU {node.get('GPU', 0):g} GPU" for node in nodes[:4])
         raise ConfigError(
-            f"ray.workers: {cfg.workers} with {each} each cannot run here ({has}), at most {room} can; "
-            "lower ray.workers, ray.cpus or ray.gpus"
+            f"{key}: {wanted} with {each} each cannot run here ({has}), at most {room} can; "
+            f"lower {key}, ray.cpus or ray.gpus"
         )
 
 

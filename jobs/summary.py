@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.experiment import Info, stage_info
+from jobs.experiment import stage_info
 from jobs.loading import shared_part
+from jobs.readings import Facts
 from perpcs.assembly.assembler import FITTED
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
-from perpcs.evaluation.cost import adapter_parameters, history_bytes, pool_bytes, tokens_of
+from perpcs.evaluation.cost import Load, pool_bytes
 from perpcs.evaluation.methods import Method, recipe_name
 from perpcs.evaluation.results import Choices, Cost, Experiment
 from perpcs.population.prompts import Prompter
 from perpcs.population.synthetic import similarity_matrix
-from perpcs.records import Population, Recipe, SharerAdapter, User
+from perpcs.records import User
 from storage.layout import Paths
-
-if TYPE_CHECKING:
-    from jobs.evaluate import Evaluator
+from storage.population import read_ids, read_users
+from storage.recipes import RecipeStore
 
 SEARCHED = {
     "gate": "gate",
@@ -38,97 +37,61 @@ SEARCHED = {
     "retrieval": "history",
 }
 """The key that a rule searches."""
+SHOWN_CHOICES = 250_000
+"""Numbers in a matrix of who chose whom; with 2,500 sharers these are 100 targets."""
 SHOWN = ("seed", "population.source", "population.task", "base.model", "lora.rank", "lora.targets", "select.strategy",
          "select.count", "pool.train.steps", "pool.train.lr", "own.steps", "own.lr", "assembly.top_k",
          "assembly.temperature", "assembly.gradient_temperature")  # fmt: skip
 
 
-def cost_of(evaluator: Evaluator, method: Method) -> Cost:
+def cost_of(facts: Facts, method: Method) -> Cost:
     """Cost of one method per target user; a control costs what the method it imitates costs."""
     cost = Cost(0, 0.0, 0, 0.0)
     if method.uses == "own":
-        info = stage_info(evaluator.paths, "train_own", wanted_by="evaluate")
-        cost = _trained_cost(evaluator, evaluator.own, info, batch=evaluator.cfg.own.batch)
+        cost = _own_cost(facts)
     if method.kind:
-        cost = _kind_cost(evaluator, method.kind)
+        cost = _kind_cost(facts, method.kind)
     if method.uses == "joint":
         # Trained once, kept once: what it costs each user goes to zero with their number.
-        parameters = adapter_parameters(evaluator.base.model.projections, evaluator.cfg.lora.rank)
-        cost = Cost(0, 0.0, 4 * parameters, 0.0)
+        cost = Cost(0, 0.0, 4 * facts.adapter, 0.0)
     if method.uses == "recipe":
-        cost = _recipe_cost(evaluator, method)
-    return replace(cost, bytes_per_user=cost.bytes_per_user + _shown_bytes(evaluator, method))
+        cost = _recipe_cost(facts, method)
+    return replace(cost, bytes_per_user=cost.bytes_per_user + _shown_bytes(facts, method))
 
 
-def priced_cost(evaluator: Evaluator, method: Method) -> Cost:
-    """`cost_of` with its operations. One that is trained from its assembly on costs what both cost; what it answers with
-    is the adapter alone."""
-    prices = evaluator.prices
-    if method.uses != "warm":
-        return prices.priced(cost_of(evaluator, method), method, adapted=method.uses == "own")
-    info = stage_info(evaluator.paths, "train_warm", wanted_by="evaluate")
-    made = prices.priced(_recipe_cost(evaluator, method), method, adapted=False)
-    trained = prices.priced(
-        _trained_cost(evaluator, evaluator.warm, info, batch=evaluator.cfg.own_warm.batch),
-        method,
-        adapted=True,
-    )
-    assert made.forward_flops is not None and trained.forward_flops is not None
-    assert made.backward_flops is not None and trained.backward_flops is not None
-    return replace(
-        trained,
-        pool_bytes=made.pool_bytes,
-        pool_flops=made.pool_flops,
-        seconds_per_user=made.seconds_per_user + trained.seconds_per_user,
-        forward_tokens=made.forward_tokens + trained.forward_tokens,
-        backward_tokens=made.backward_tokens + trained.backward_tokens,
-        forward_flops=made.forward_flops + trained.forward_flops,
-        backward_flops=made.backward_flops + trained.backward_flops,
-    )
-
-
-def _kind_cost(evaluator: Evaluator, kind: str) -> Cost:
-    info = stage_info(evaluator.paths, f"train_{kind}", wanted_by="evaluate")
-    visits = evaluator.cfg.own_kinds.steps * evaluator.cfg.own_kinds.batch
-    virtual = evaluator.cfg.own_kinds.virtual_tokens if kind == "prompt_tuning" else 0
-    tokens = round(mean(visits * (_tokens_per_item(evaluator, u) + virtual) for u in evaluator.users))
+def _kind_cost(facts: Facts, kind: str) -> Cost:
+    info, own = stage_info(facts.paths, f"train_{kind}", wanted_by="evaluate"), facts.cfg.own_kinds
+    visits = own.steps * own.batch
+    virtual = own.virtual_tokens if kind == "prompt_tuning" else 0
+    tokens = round(mean(visits * (reading.per_item + virtual) for reading in facts.readings))
     return Cost(info["parameters"], 4.0 * info["parameters"], 0, info["seconds_per_user"], tokens, tokens)
 
 
-def _shown_bytes(evaluator: Evaluator, method: Method) -> float:
+def _shown_bytes(facts: Facts, method: Method) -> float:
     """What a row keeps of each user in order to show it in prompts."""
     if method.shows == "history":
-        return mean(history_bytes(u) for u in evaluator.users)
-    return _profile_bytes(evaluator) if method.shows == "profile" else 0.0
+        return mean(reading.history_bytes for reading in facts.readings)
+    return mean(reading.profile_bytes for reading in facts.readings) if method.shows == "profile" else 0.0
 
 
-def prepared_memory(evaluator: Evaluator, method: Method) -> int:
+def prepared_memory(paths: Paths, method: Method) -> int:
     """Most bytes in use while what the method needs of a target was made, as its stage measured; 0 for nothing."""
     if method.uses == "own":
-        return int(stage_info(evaluator.paths, "train_own", wanted_by="evaluate").get("peak_memory", 0))
-    if method.uses == "warm":
-        info = stage_info(evaluator.paths, "train_warm", wanted_by="evaluate")
-        return max(int(info["peak_memory"]), _recipe_memory(evaluator, method))
-    return _recipe_memory(evaluator, method) if method.uses == "recipe" else 0
+        return int(stage_info(paths, "train_own", wanted_by="evaluate").get("peak_memory", 0))
+    if method.uses == "recipe":
+        found = stage_info(paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
+        return int(found.get(recipe_name(method.rule, method.merge), 0))
+    return 0
 
 
-def _recipe_memory(evaluator: Evaluator, method: Method) -> int:
-    found = stage_info(evaluator.paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
-    return int(found.get(recipe_name(method.rule, method.merge), 0))
-
-
-def _trained_cost(
-    evaluator: Evaluator, adapters: Mapping[str, SharerAdapter], info: Info, *, batch: int
-) -> Cost:
-    """Of adapters trained for every target; `info` is what their stage reports."""
-    parameters = adapter_parameters(evaluator.base.model.projections, evaluator.cfg.lora.rank)
+def _own_cost(facts: Facts) -> Cost:
+    info = stage_info(facts.paths, "train_own", wanted_by="evaluate")
     # Counted from what is stored: the event log misses a pack whose commit was the last thing before a kill.
-    tokens = round(
-        mean(_tokens_per_item(evaluator, u) * adapters[u.id].steps * batch for u in evaluator.users)
-    )
+    batch = facts.cfg.own.batch
+    tokens = round(mean(reading.per_item * reading.own_steps * batch for reading in facts.readings))
     return Cost(
-        trainable_parameters=parameters,
-        bytes_per_user=4.0 * parameters,
+        trainable_parameters=facts.adapter,
+        bytes_per_user=4.0 * facts.adapter,
         pool_bytes=0,
         seconds_per_user=info["pack_seconds"] / info["users"],
         forward_tokens=tokens,
@@ -136,30 +99,23 @@ def _trained_cost(
     )
 
 
-def _tokens_per_item(evaluator: Evaluator, user: User) -> float:
-    examples = evaluator.prompter.history(user)
-    return tokens_of(examples) / len(examples)
-
-
-def _recipe_cost(evaluator: Evaluator, method: Method) -> Cost:
-    cfg = evaluator.cfg
-    info = stage_info(evaluator.paths, "assemble", wanted_by="evaluate")
+def _recipe_cost(facts: Facts, method: Method) -> Cost:
+    cfg, readings, name = facts.cfg, facts.readings, recipe_name(method.rule, method.merge)
+    info = stage_info(facts.paths, "assemble", wanted_by="evaluate")
     return assembled_cost(
         cfg,
-        shared_part(evaluator.pieces, cfg.assembly, seed=cfg.seed),
+        shared_part(facts.pieces, cfg.assembly, seed=cfg.seed),
         method.rule,
-        recipes=[evaluator.recipe(method, u.id) for u in evaluator.users],
-        tokens=history_tokens(evaluator.prompter, evaluator.users, cfg.assembly.max_items)
-        if method.rule in SEARCHED
-        else 0,
-        items=mean(len(u.known) for u in evaluator.users),
-        seconds=info["seconds_per_user"][recipe_name(method.rule, method.merge)],
+        recipes=[reading.recipes[name] for reading in readings],
+        tokens=round(mean(reading.recent for reading in readings)) if method.rule in SEARCHED else 0,
+        items=mean(reading.items for reading in readings),
+        seconds=info["seconds_per_user"][name],
     )
 
 
 def history_tokens(prompter: Prompter, users: Sequence[User], max_items: int) -> int:
     """Tokens of a user's history as assembly reads it, mean over users."""
-    return round(mean(tokens_of(prompter.history(u, max_items=max_items)) for u in users))
+    return round(mean(Load.of(prompter.history(u, max_items=max_items)).tokens for u in users))
 
 
 def assembled_cost(
@@ -167,13 +123,13 @@ def assembled_cost(
     pieces: Pieces,
     rule: str,
     *,
-    recipes: Sequence[Recipe],
+    recipes: Sequence[tuple[int, int]],
     tokens: int,
     seconds: float,
     items: float = 0.0,
 ) -> Cost:
     """Cost of a rule over a pool, or over the part of it that is shared; tokens, seconds and history items per user.
-    `items` is needed for rules that visit items again."""
+    recipes: bytes and number of codes of each. `items` is needed for rules that visit items again."""
     key = SEARCHED.get(rule, "")
     whole = pool_bytes(
         pieces.spec, len(pieces.ids), key=key, number_bytes=2 if cfg.pool.dtype == "float16" else 4
@@ -184,8 +140,8 @@ def assembled_cost(
     # Once for the history key, once under the base, once under every candidate.
     judged = tokens * (2 + min(cfg.assembly.shortlist, len(pieces.ids))) if rule.startswith("reranked") else 0
     return Cost(
-        trainable_parameters=round(mean(r.codes.size for r in recipes)) if rule in FITTED else 0,
-        bytes_per_user=mean(r.nbytes for r in recipes),
+        trainable_parameters=round(mean(codes for _, codes in recipes)) if rule in FITTED else 0,
+        bytes_per_user=mean(size for size, _ in recipes),
         pool_bytes=round(whole * part),
         seconds_per_user=seconds,
         forward_tokens=tokens + judged + again,
@@ -193,31 +149,42 @@ def assembled_cost(
     )
 
 
-def _profile_bytes(evaluator: Evaluator) -> float:
-    from perpcs.population.profile import label_profile
+def choices_of(facts: Facts, methods: Sequence[Method], targets: Sequence[User]) -> Choices | None:
+    """Which sharers every assembled method chose, with the known similarity where the population is synthetic.
 
-    top = evaluator.cfg.prompt.profile_labels
-    return mean(len(label_profile(evaluator.prompter.task, u.known, top).encode()) for u in evaluator.users)
-
-
-def choices_of(evaluator: Evaluator, methods: Sequence[Method], population: Population) -> Choices | None:
-    """Which sharers every assembled method chose, with the known similarity where the population is synthetic."""
+    Of many targets some, evenly taken, so that no matrix has more than SHOWN_CHOICES numbers.
+    """
     recipes = [m for m in methods if m.uses == "recipe" and not m.of_another]
     assembled = list({(m.rule, m.merge): m for m in reversed(recipes)}.values())[::-1]
     if not assembled:
         return None
-    ids = evaluator.pieces.ids
-    weights = {
-        m.name: _rows(
-            np.stack([sharer_weights(evaluator.recipe(m, u.id), len(ids)) for u in evaluator.users])
-        )
-        for m in assembled
-    }
-    sharers = {u.id: u for u in population.candidates}
+    ids, store = facts.pieces.ids, RecipeStore(facts.paths.recipes)
+    users = thinned(targets, max(1, SHOWN_CHOICES // len(ids)))
+    names = [user.id for user in users]
+    weights = {}
+    for method in assembled:
+        found = store.of(names, recipe_name(method.rule, method.merge))
+        weights[method.name] = _rows(np.stack([sharer_weights(found[name], len(ids)) for name in names]))
+    truth = _known_similarity(facts.paths, users, ids)
+    return Choices(targets=tuple(names), sharers=ids, weights=weights, truth=truth)
+
+
+def thinned(users: Sequence[User], most: int) -> Sequence[User]:
+    """At most so many, evenly taken."""
+    if len(users) <= most:
+        return users
+    return [users[int(i)] for i in np.linspace(0, len(users) - 1, most)]
+
+
+def _known_similarity(
+    paths: Paths, users: Sequence[User], ids: Sequence[str]
+) -> tuple[tuple[float, ...], ...] | None:
     # An erased sharer has an empty id, and nobody knows what they liked.
-    known = all(u.preferences for u in evaluator.users) and all(i in sharers for i in ids)
-    truth = _rows(similarity_matrix(evaluator.users, [sharers[i] for i in ids])) if known else None
-    return Choices(targets=tuple(u.id for u in evaluator.users), sharers=ids, weights=weights, truth=truth)
+    if not all(user.preferences for user in users) or not set(ids) <= set(
+        read_ids(paths.population, "candidates")
+    ):
+        return None
+    return _rows(similarity_matrix(users, read_users(paths.population, ids)))
 
 
 def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -7,6 +7,7 @@ are answered once, and all adapters that are new are asked together, side by sid
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluate import Evaluator
+from jobs.evaluator import Evaluator
 from jobs.experiment import stage_info
 from jobs.loading import open_pieces, shared_part
 from jobs.summary import SEARCHED, assembled_cost, cost_of, history_tokens
@@ -77,6 +78,7 @@ class Engine:
         )
         self.users = self.evaluator.users
         self.memory = AnswerMemory(cache)
+        self._facts = functools.cache(lambda method: self.evaluator.facts([method]))
         self._pieces: Pieces | None = None
         self._queries: dict[int, tuple[dict[str, np.ndarray], float]] = {}
         self._assembled: OrderedDict[Any, tuple[list[Recipe], float]] = OrderedDict()
@@ -103,7 +105,7 @@ class Engine:
                 adapters.setdefault(content(recipe), partial(adapter_from_recipe, recipe, self.pieces))
             contents = tuple(content(by_user[user_id]) for user_id in whose)
             return Prepared(trial, contents, context, self._recipe_cost(trial, recipes, seconds))
-        cost = cost_of(self.evaluator, method)
+        cost = cost_of(self._facts(method), method)
         if method.uses == "none":
             return Prepared(trial, (NO_ADAPTER,) * len(whose), context, cost)
         for user_id in whose:
@@ -168,7 +170,8 @@ class Engine:
         tokens = history_tokens(self.prompter, self.users, cfg.assembly.max_items) if rule in SEARCHED else 0
         part = shared_part(self.pieces, cfg.assembly, seed=cfg.seed)
         items = fmean(len(user.known) for user in self.users)
-        return assembled_cost(cfg, part, rule, recipes=recipes, tokens=tokens, seconds=seconds, items=items)
+        sizes = [(recipe.nbytes, recipe.codes.size) for recipe in recipes]
+        return assembled_cost(cfg, part, rule, recipes=sizes, tokens=tokens, seconds=seconds, items=items)
 
     # What they answer
 

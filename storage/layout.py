@@ -36,6 +36,7 @@ _PLACES = {
     "population": "population.lance",
     "base": "base",
     "raw_base": "base-raw",
+    "adapting": "adapting",
     "selection": "sharers.json",
     "pool": "pool",
     "own": "own",

@@ -99,6 +99,14 @@ class RecipeStore:
         """Every recipe, or those of one method, sorted by user and method."""
         return self._read(None if method is None else f"method = {quoted(method)}")
 
+    def of(self, user_ids: Sequence[str], method: str) -> dict[str, Recipe]:
+        """The recipes of one method that some users have, by user."""
+        if not user_ids:
+            return {}
+        names = ", ".join(quoted(user_id) for user_id in dict.fromkeys(user_ids))
+        found = self._read(f"method = {quoted(method)} AND user_id IN ({names})")
+        return {recipe.user_id: recipe for recipe in found}
+
     def delete(self, user_id: str) -> int:
         """Forget a user's recipes; how many there were."""
         if not has_table(self.uri):

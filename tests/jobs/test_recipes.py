@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs import rebuild
-from jobs.evaluate import Evaluator
+from jobs.evaluator import Evaluator
 from jobs.experiment import stage_info
 from jobs.loading import open_assembler, open_base, open_pieces
 from perpcs.assembly.assembler import Assembler

@@ -1,6 +1,7 @@
 """Work over users in slices: which slices, and that the number of workers changes nothing."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_the_same_comes_out_of_any_number_of_tasks(local_ray):
 @pytest.mark.slow
 def test_stages_give_the_same_whatever_the_slices(copy, mini):
     """Without Ray: what a stage's task does with one slice and with several."""
-    from jobs import assemble, select_sharers
+    from jobs import assemble, evaluate, select_sharers
     from storage.layout import Paths
     from storage.population import read_ids
     from storage.recipes import RecipeStore
@@ -66,8 +67,40 @@ def test_stages_give_the_same_whatever_the_slices(copy, mini):
         assert np.array_equal(old.ordinals, new.ordinals)
         assert np.abs(old.codes.astype(int) - new.codes).max() <= 1
 
+    shutil.rmtree(copy / "answers")
+    whole = evaluate.evaluate_slices(cfg, paths, [(0, tuple(targets))])[0]
+    kept = {path.name: path.read_bytes() for path in (copy / "answers").iterdir()}
+    parts = evaluate.evaluate_slices(cfg, paths, [(0, tuple(targets[:1])), (1, tuple(targets[1:]))])
+    for method, found in whole.answers.items():
+        texts = [text for part in parts for text in part.answers[method].predictions]
+        assert texts == list(found.predictions), method
+    assert [r for part in parts for r in part.facts.readings] == list(whole.facts.readings)
+    names = {path.name for path in (copy / "answers").iterdir()}
+    assert names == {*kept, *(name.replace(".json", ".1.json") for name in kept)}
+
     together, apart = (
         np.concatenate(select_sharers.embed_slices(cfg, paths, some))
         for some in ([candidates], [candidates[:1], candidates[1:]])
     )
     assert np.allclose(together, apart, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_answers_only_what_is_missing(copy, mini, contents):
+    """Slice by slice: what was answered before the kill is there, the files of the others are not."""
+    from jobs import evaluate
+    from storage.layout import Paths
+    from storage.population import read_ids
+
+    cfg, paths = mini(copy, "evaluate.methods=adapted,oppu"), Paths.of(str(copy))
+    targets = read_ids(paths.population, "targets")
+    parts = [(number, (target,)) for number, target in enumerate(targets)]
+    before = evaluate.evaluate_slices(cfg, paths, parts)
+    (copy / "answers" / "oppu.2.json").unlink()
+    stats = contents(copy)
+    again = evaluate.evaluate_slices(cfg, paths, parts)
+    changed = {name for name, stat in contents(copy).items() if stats.get(name) != stat}
+    assert changed == {"answers/oppu.2.json"}
+    assert [dict(p.answers)["oppu"].predictions for p in again] == [
+        dict(p.answers)["oppu"].predictions for p in before
+    ]

@@ -179,11 +179,16 @@ class AdaptConfig:
     retrieved: float = 0.25
     """Fraction of training prompts that carry retrieved history or a profile, so that the RAG and PAG rows
     meet a base that knows them."""
+    workers: int = 1
+    """Processes that train it together, each with a worker's resources and its part of every batch. Changes the result
+    by float noise."""
+    checkpoint_s: float = 60.0
+    """Seconds between two states that are kept, from which a killed adaptation goes on."""
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "steps", "batch", "rank")
-        yield from _at_least(self, 0, "weight_decay")
+        yield from _at_least(self, 1, "steps", "batch", "rank", "workers")
+        yield from _at_least(self, 0, "weight_decay", "checkpoint_s")
         yield from _in(self, 0, 1, "retrieved")
         yield from _above_zero(self, "lr", "clip", "alpha")
 

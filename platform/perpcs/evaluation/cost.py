@@ -6,7 +6,7 @@ Bytes are of the numbers themselves, without file overhead. Operations count a m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from perpcs.population.prompts import Encoded
 from perpcs.records import PoolSpec, Projection, User
@@ -26,23 +26,46 @@ class ModelSize:
     """Layers times width of all heads: numbers that a token compares with every token before it."""
 
 
-def forward_flops(examples: Sequence[Encoded], size: ModelSize, *, adapter: float = 0.0) -> float:
+@dataclass(frozen=True)
+class Load:
+    """What the cost of examples follows from, in whole numbers: sums over parts are those of the whole."""
+
+    examples: int = 0
+    tokens: int = 0
+    """Without padding, prompts and labels."""
+    labels: int = 0
+    """Tokens that are label."""
+    squares: int = 0
+    """Sum over examples of their squared number of tokens."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Encoded]) -> Load:
+        """Count."""
+        lengths = [len(e.prompt) + len(e.label) for e in examples]
+        labels = sum(len(e.label) for e in examples)
+        return cls(len(lengths), sum(lengths), labels, sum(n * n for n in lengths))
+
+    def __add__(self, other: Load) -> Load:
+        return Load(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def forward_flops(load: Load, size: ModelSize, *, adapter: float = 0.0) -> float:
     """One forward of each example, without padding. adapter: parameters of the LoRA that runs along.
 
     A prompt and label of n tokens, l of them label: 2 n (linear + adapter) + 2 l head + 2 n^2 attention, the last for
     scores and mixing over the half of all pairs that a causal model looks at.
     """
-    return sum(
-        2.0 * n * (size.linear + adapter) + 2.0 * len(e.label) * size.head + 2.0 * n * n * size.attention
-        for e in examples
-        for n in [len(e.prompt) + len(e.label)]
+    return (
+        2.0 * load.tokens * (size.linear + adapter)
+        + 2.0 * load.labels * size.head
+        + 2.0 * load.squares * size.attention
     )
 
 
-def backward_flops(examples: Sequence[Encoded], size: ModelSize, *, adapter: float = 0.0) -> float:
+def backward_flops(load: Load, size: ModelSize, *, adapter: float = 0.0) -> float:
     """The backward of `forward_flops`: gradients of the inputs only, as the base is frozen, so as much again; a LoRA
     needs those of inputs and weights, twice its forward."""
-    return forward_flops(examples, size, adapter=2.0 * adapter)
+    return forward_flops(load, size, adapter=2.0 * adapter)
 
 
 def adapter_parameters(projections: Sequence[Projection], rank: int) -> int:
@@ -71,11 +94,6 @@ def break_even(*, shared: float, each: float, other: float) -> int | None:
     """The least number of users from which shared + each n is below other n; None when it never is."""
     saved = other - each
     return None if saved <= 0 else int(shared // saved) + 1
-
-
-def tokens_of(examples: Sequence[Encoded]) -> int:
-    """Tokens without padding."""
-    return sum(len(e.prompt) + len(e.label) for e in examples)
 
 
 def history_bytes(user: User) -> int:

@@ -31,6 +31,17 @@ def asked(user: User, *, limit: int) -> tuple[Query, ...]:
     return user.queries[:limit] if limit else user.queries
 
 
+def answers_of(users: Sequence[User], predictions: Sequence[str], *, max_queries: int) -> Answers:
+    """The answers to what these users are asked, users and their queries in order."""
+    pairs = [(user, query) for user in users for query in asked(user, limit=max_queries)]
+    return Answers(
+        user_ids=tuple(user.id for user, _ in pairs),
+        query_ids=tuple(query.id for _, query in pairs),
+        predictions=tuple(predictions),
+        golds=tuple(query.gold for _, query in pairs),
+    )
+
+
 @dataclass(frozen=True)
 class Ask:
     """One question to one slot of a bank."""
@@ -89,12 +100,8 @@ def answer(
         for query in asked(user, limit=max_queries)
     ]
     bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
-    return Answers(
-        user_ids=tuple(ask.user.id for ask in asks),
-        query_ids=tuple(ask.query.id for ask in asks),
-        predictions=tuple(answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)),
-        golds=tuple(ask.query.gold for ask in asks),
-    )
+    texts = answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)
+    return answers_of(users, texts, max_queries=max_queries)
 
 
 def bank_of(base: Base, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:

@@ -11,10 +11,19 @@ from perpcs.lora.bank import AdapterBank, initialise
 from perpcs.lora.inject import BankedLinear, BankedModel
 from perpcs.population.prompts import Encoded
 from perpcs.train.pack import PackLosses, UserData, train_adapters
+from perpcs.train.team import ALONE, Journal, Team
 
 
-def adapt(model: BankedModel, examples: Sequence[Encoded], config: AdaptConfig, *, seed: int) -> PackLosses:
-    """Train the task LoRA and add it to the frozen weights in place."""
+def adapt(
+    model: BankedModel,
+    examples: Sequence[Encoded],
+    config: AdaptConfig,
+    *,
+    seed: int,
+    team: Team = ALONE,
+    journal: Journal | None = None,
+) -> PackLosses:
+    """Train the task LoRA and add it to the frozen weights in place; `team` and `journal` as in `train_adapters`."""
     bank = AdapterBank(
         model.projections, 1, rank=config.rank, scale=config.alpha / config.rank, device=model.device
     )
@@ -28,7 +37,9 @@ def adapt(model: BankedModel, examples: Sequence[Encoded], config: AdaptConfig, 
         clip=config.clip,
         pack=1,
     )
-    losses = train_adapters(model, bank, [UserData("task", tuple(examples))], train, seed=seed)
+    losses = train_adapters(
+        model, bank, [UserData("task", tuple(examples))], train, seed=seed, team=team, journal=journal
+    )
     merge_slot(model, bank, 0)
     return losses
 

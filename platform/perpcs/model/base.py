@@ -51,10 +51,25 @@ def load_causal_lm(name: str, *, dtype: str) -> tuple[Any, Any]:
         )
     except Exception as err:  # whatever four libraries say of files from outside
         raise _unusable(name, err) from err
+    check_finite(model, name)
+    return model, _padding(tokenizer)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of `load_causal_lm` alone. Raises ModelError in one line when it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    source = _source(name)
+    try:
+        return _padding(AutoTokenizer.from_pretrained(source))
+    except Exception as err:  # as in load_causal_lm
+        raise _unusable(name, err) from err
+
+
+def _padding(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    check_finite(model, name)
-    return model, tokenizer
+    return tokenizer
 
 
 def _source(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +81,11 @@ def find_json(folder: Path, stem: str) -> Path:
     return plain if plain.is_file() else packed
 
 
-def read_json(path: Path) -> object:
-    """The parsed file; DataError when it is damaged, truncated, or not JSON."""
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What reading a damaged file raises, as one DataError."""
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or truncated gzip ({error}); copy the file again") from error
     except UnicodeDecodeError as error:
@@ -92,6 +94,13 @@ def read_json(path: Path) -> object:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
+
+
+def read_json(path: Path) -> object:
+    """The parsed file; DataError when it is damaged, truncated, or not JSON."""
+    with readable(path):
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

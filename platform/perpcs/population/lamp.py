@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perpcs.errors import DataError
 from perpcs.population.files import Where, find_json, read_json, show, write_json
 from perpcs.population.items import check_unique, gold_text, read_profile, report, write_profile
+from perpcs.population.stream import read_entries
 from perpcs.population.tasks import Task, get_task
 from perpcs.records import Item, Query, User
 
@@ -104,21 +105,26 @@ def _read_golds(where: Where, task: Task) -> dict[str, str]:
 
 
 def _read_questions(where: Where, task: Task, golds: dict[str, str], notes: Counter[str]) -> list[_Asked]:
-    entries = where.items(read_json(where.path))
-    ids = [
-        where.inside(f"question number {n + 1}").text(e, "id", numbers=True) for n, e in enumerate(entries)
-    ]
-    check_unique(ids, where=where, record="question")
-    found = []
-    for key, entry in zip(ids, entries, strict=True):
+    found: list[_Asked] = []
+    held: dict[Item, Item] = {}
+    for number, entry in enumerate(read_entries(where.path)):
+        key = where.inside(f"question number {number + 1}").text(entry, "id", numbers=True)
         place = where.inside(f"question {key}")
         if key not in golds:
             raise place.error("id", "has no gold in the outputs file", "add the gold or remove the question")
         profile = read_profile(place.get(entry, "profile"), task=task, where=place, notes=notes)
         named = isinstance(entry, dict) and entry.get("user_id") is not None
         user_id = place.text(entry, "user_id", numbers=True) if named else ""
-        found.append(_Asked(key, user_id, place.text(entry, "input"), golds[key], profile))
+        shared = tuple(_shared(item, held) for item in profile)
+        found.append(_Asked(key, user_id, place.text(entry, "input"), golds[key], shared))
+    check_unique([q.id for q in found], where=where, record="question")
     return found
+
+
+def _shared(item: Item, held: dict[Item, Item]) -> Item:
+    """The item with the texts of an equal one: in a time split every question repeats the profile of those before."""
+    same = held.setdefault(replace(item, id=""), item)
+    return Item(item.id, same.fields, same.date)
 
 
 def _by_user(asked: list[_Asked], where: Where, split: str) -> dict[str, list[_Asked]]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perpcs.errors import DataError
-from perpcs.population.files import Where, read_json, write_json
+from perpcs.population.files import Where, write_json
 from perpcs.population.items import check_unique, gold_text, read_profile, report, write_profile
+from perpcs.population.stream import read_entries
 from perpcs.population.tasks import Task
 from perpcs.records import Query, User
 
@@ -19,13 +20,11 @@ def read_oppu(path: Path | str, *, task: Task) -> tuple[User, ...]:
     Everything that is malformed is a DataError that names file, record and field.
     """
     where, notes = Where(Path(path)), Counter[str]()
-    entries = where.items(read_json(where.path))
-    ids = [
-        where.inside(f"user number {n + 1}").text(e, "user_id", numbers=True) for n, e in enumerate(entries)
-    ]
-    check_unique(ids, where=where, record="user")
+    ids: list[str] = []
     users = []
-    for user_id, entry in zip(ids, entries, strict=True):
+    for number, entry in enumerate(read_entries(where.path)):
+        user_id = where.inside(f"user number {number + 1}").text(entry, "user_id", numbers=True)
+        ids.append(user_id)
         place = where.inside(f"user {user_id}")
         history = read_profile(place.get(entry, "profile"), task=task, where=place, notes=notes)
         queries = _queries(place.items(place.get(entry, "query"), "query"), task=task, where=place)
@@ -33,6 +32,7 @@ def read_oppu(path: Path | str, *, task: Task) -> tuple[User, ...]:
             users.append(User(user_id, history, queries))
         else:
             notes["users with an empty profile left out"] += 1
+    check_unique(ids, where=where, record="user")
     report(notes, where.path)
     return tuple(users)
 

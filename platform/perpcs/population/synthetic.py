@@ -137,11 +137,12 @@ def _truth_movies() -> np.ndarray:
 
 
 def _picks(users: Sequence[User]) -> np.ndarray:
-    """[users, movies]: the tag each user would give each movie, without noise."""
+    """[users, movies] int8: the tag each user would give each movie, without noise."""
     unknown = next((u.id for u in users if not u.preferences), None)
     if unknown is not None:
         raise DataError(f"user {unknown}: has no known preferences; only a synthetic population has")
-    return np.stack([np.where(_truth_movies(), u.preferences, -np.inf).argmax(-1) for u in users])
+    carried = _truth_movies()
+    return np.stack([np.where(carried, u.preferences, -np.inf).argmax(-1).astype(np.int8) for u in users])
 
 
 def similarity_matrix(users_a: Sequence[User], users_b: Sequence[User]) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,20 @@ class RowAdamW:
         change = (self.mean / root).mul_(rate_S1 / correction1)
         # where, not a product with zero: a row that is not finite must not move either.
         self.flat.copy_(torch.where(rate_S1 > 0, self.flat * (1 - rate_S1 * self.decay) - change, self.flat))
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, moments and the number of steps: what `go_on` needs."""
+        return {
+            "flat": self.flat,
+            "mean": self.mean,
+            "square": self.square,
+            "steps": torch.tensor(self.steps),
+        }
+
+    @torch.no_grad()
+    def go_on(self, state: Mapping[str, Tensor]) -> int:
+        """Take over a state, bit for bit; the number of steps that were made."""
+        for name in ("flat", "mean", "square"):
+            getattr(self, name).copy_(state[name])
+        self.steps = int(state["steps"])
+        return self.steps

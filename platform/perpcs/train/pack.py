@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from perpcs.train.data import ItemTable, PackOrder, UserData, Visits, buckets, s
 from perpcs.train.host import keep_freed_memory
 from perpcs.train.loss import item_losses
 from perpcs.train.optimiser import RowAdamW, clip_rows_, learning_rate
+from perpcs.train.team import ALONE, Journal, State, Team
 
 __all__ = ["PackLosses", "Passes", "UserData", "train_adapters", "train_gates", "train_weights"]
 
@@ -78,18 +80,24 @@ def train_adapters(
     seed: int,
     dropout: float = 0.0,
     passes: Passes = AS_FITS,
+    team: Team = ALONE,
+    journal: Journal | None = None,
 ) -> PackLosses:
     """Train slot s of the bank on the s-th user's items, from what the slot holds, in place (METHOD section 2, step 3).
+
+    Every process of a `team` makes the same call and ends with the same bank. With a `journal` a training that was killed
+    goes on from the last state kept there, to the same end.
 
     Raises ConfigError for a rank above a layer's size, DataError for a user without items to train on.
     """
     check_rank(bank.projections, bank.rank)
     pack = _Pack(model, users, config, seed=seed, passes=passes)
+    pack.team = team
 
     def source(slots: Slots, dropped: Dropout | None) -> DeltaSource:
         return BankSource(bank, slots, dropout=dropped)
 
-    return pack.train(bank.parameters, source, dropout=dropout)
+    return pack.train(bank.parameters, source, dropout=dropout, journal=journal)
 
 
 def train_gates(
@@ -142,6 +150,8 @@ def train_weights(
 class _Pack:
     """The users of one pack, their data, and the training of whatever rows of parameters they have."""
 
+    team = ALONE
+
     def __init__(
         self,
         model: BankedModel,
@@ -162,7 +172,14 @@ class _Pack:
             _lower_states(model, self.table, passes) if passes.reuse and model.layers.first else None
         )
 
-    def train(self, parameters: SlotParameters, source: MakeSource, *, dropout: float = 0.0) -> PackLosses:
+    def train(
+        self,
+        parameters: SlotParameters,
+        source: MakeSource,
+        *,
+        dropout: float = 0.0,
+        journal: Journal | None = None,
+    ) -> PackLosses:
         """Train all rows in place, each for its own number of steps."""
         # The gradient views are strided by design (one row per user); torch notes once that this is not its usual layout.
         warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -172,17 +189,27 @@ class _Pack:
         optimiser = RowAdamW(parameters.flat, weight_decay=self.config.weight_decay)
         losses: list[Tensor] = []
         tokens, active, made = 0, list(range(self.size)), [0] * self.size
+        kept = None if journal is None else journal.load()
+        before = 0 if kept is None else optimiser.go_on(kept)
         while active := self._still_training(active, losses):
             step = len(losses)
             visits = self.order.step(step, active)
-            grad_SD.zero_()
-            loss_S, used = self._forward_backward(visits, source, dropout)
-            clip_rows_(grad_SD, self.config.clip)
-            optimiser.step(grad_SD, self._rates(step, active))
+            if (
+                kept is not None and step < before
+            ):  # made before the kill; the order of items must not miss it
+                loss_S, used = kept["losses"][step].to(self.model.device), 0
+            else:
+                grad_SD.zero_()
+                loss_S, used = self._forward_backward(visits, source, dropout)
+                self.team.add_up(grad_SD, loss_S)
+                clip_rows_(grad_SD, self.config.clip)
+                optimiser.step(grad_SD, self._rates(step, active))
             losses.append(loss_S)
             tokens += used
             for slot in active:
                 made[slot] += 1
+            if journal is not None and step >= before:
+                journal.step(partial(_state, optimiser, losses))
         parameters.end_training()
         return PackLosses(torch.stack(losses).cpu(), tokens, tuple(made))
 
@@ -209,8 +236,9 @@ class _Pack:
         labels_S = np.bincount(visits.slot, weights=self.table.label[visits.item], minlength=self.size)
         loss_S = torch.zeros(self.size, device=self.model.device)
         tokens = 0
-        lengths = self.table.length[visits.item]
-        for rows in buckets(lengths, overhead=self.passes.overhead, most=self.passes.tokens):
+        lengths, mine = self.table.length[visits.item], self.team.part(len(visits.item))
+        for bucket in buckets(lengths[mine], overhead=self.passes.overhead, most=self.passes.tokens):
+            rows = mine[bucket]
             slot_N = torch.from_numpy(visits.slot[rows])
             share_N = torch.from_numpy(1 / labels_S[visits.slot[rows]]).float()
             nll_N = self._losses(visits, rows, source, dropout) * share_N.to(loss_S.device)
@@ -244,6 +272,10 @@ class _Pack:
         seed_N = self.mask_seeds[torch.from_numpy(visits.slot[rows])].to(mask_NT.device)
         count_N = torch.from_numpy(visits.count[rows]).to(mask_NT.device)
         return Dropout(p, seed_N, count_N, (mask_NT.cumsum(1) - 1).clamp(min=0))
+
+
+def _state(optimiser: RowAdamW, losses: Sequence[Tensor]) -> State:
+    return optimiser.state() | {"losses": torch.stack(list(losses))}
 
 
 def _lower_states(model: BankedModel, table: ItemTable, passes: Passes) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from perpcs.evaluation.cost import ModelSize, backward_flops, break_even, forward_flops, total
+from perpcs.evaluation.cost import Load, ModelSize, backward_flops, break_even, forward_flops, total
 from perpcs.model.size import model_size
 from perpcs.population.prompts import Encoded
 
@@ -12,13 +12,19 @@ SIZE = ModelSize(linear=1000, head=50, attention=7)
 
 
 def test_operations_by_hand():
-    items = [Encoded((1,) * 6, (2,) * 4), Encoded((1,) * 3, (2,))]
+    items = Load.of([Encoded((1,) * 6, (2,) * 4), Encoded((1,) * 3, (2,))])
     # 2 t linear + 2 l head + 2 t^2 attention
     expected = 2 * 14 * 1000 + 2 * 5 * 50 + 2 * (100 + 16) * 7
     assert forward_flops(items, SIZE) == expected
     assert backward_flops(items, SIZE) == expected
     assert forward_flops(items, SIZE, adapter=30) == expected + 2 * 14 * 30
     assert backward_flops(items, SIZE, adapter=30) == expected + 4 * 14 * 30
+
+
+def test_loads_of_parts_add_up_to_that_of_the_whole():
+    items = [Encoded((1,) * n, (2,) * (n % 3)) for n in range(1, 7)]
+    assert sum((Load.of([item]) for item in items), Load()) == Load.of(items[:2]) + Load.of(items[2:])
+    assert Load.of(items).tokens == sum(len(e.prompt) + len(e.label) for e in items)
 
 
 def test_the_base_is_counted_as_torch_counts_it(make_llama):
@@ -30,7 +36,7 @@ def test_the_base_is_counted_as_torch_counts_it(make_llama):
         model(ids, use_cache=False)
     counted = counter.get_total_flops()
     # torch counts all pairs of positions, ours the half that a causal model looks at; every position meets the head.
-    ours = forward_flops([Encoded((), (1,) * 40)], size) + 2 * 40 * 40 * size.attention
+    ours = forward_flops(Load.of([Encoded((), (1,) * 40)]), size) + 2 * 40 * 40 * size.attention
     assert ours == pytest.approx(counted, rel=0.02)
 
 

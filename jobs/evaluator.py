@@ -1,0 +1,200 @@
+"""Methods over some of an experiment's targets; what all of them share is opened once, when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from jobs.experiment import read_marker, stage_info
+from jobs.kinds import open_kind, read_state
+from jobs.loading import base_folder, open_base, open_pieces, open_prompter
+from jobs.readings import Facts, read_target
+from perpcs.assembly.merge import adapter_from_recipe
+from perpcs.config import ExperimentConfig
+from perpcs.errors import StoreError
+from perpcs.evaluation.cost import adapter_parameters
+from perpcs.evaluation.methods import Method, others, recipe_name
+from perpcs.evaluation.runner import Answers, answer, answers_of, asked
+from perpcs.lora.bank import Adapter
+from perpcs.lora.peft_files import CONFIG, WEIGHTS, read_peft
+from perpcs.model.base import Base, banked, load_causal_lm
+from perpcs.model.size import model_size
+from perpcs.population.prompts import Prompter
+from perpcs.records import Recipe, SharerAdapter, User
+from perpcs.train.kinds import Kind, KindModel
+from storage.files import join, read_bytes
+from storage.lance_pieces import LancePieces
+from storage.layout import Paths
+from storage.pool import Pool
+from storage.population import read_ids, read_split
+from storage.recipes import RecipeStore
+from storage.view import PoolView
+
+
+class Opened:
+    """What the evaluation of any target needs."""
+
+    def __init__(self, cfg: ExperimentConfig, paths: Paths) -> None:
+        self.cfg, self.paths = cfg, paths
+        self.base = open_base(cfg, paths)
+        self.prompter = open_prompter(cfg, paths, self.base)
+        self.stand_in = others(read_ids(paths.population, "targets"), seed=cfg.seed)
+        self.kind = cache(self._kind)
+
+    @cached_property
+    def version(self) -> int:
+        """Of the pool that the recipes were made from."""
+        return int(stage_info(self.paths, "assemble", wanted_by="evaluate")["pool_version"])
+
+    @cached_property
+    def pieces(self) -> LancePieces:
+        """The pool at that version."""
+        return open_pieces(self.paths, self.base, version=self.version, checksums=self.cfg.pool.checksums)
+
+    @cached_property
+    def own(self) -> PoolView:
+        """The targets' own adapters."""
+        read_marker(self.paths, "train_own", wanted_by="evaluate")
+        return Pool.open(self.paths.own).view()
+
+    @cached_property
+    def raw(self) -> tuple[Base, Prompter]:
+        """The base before task adaptation."""
+        model, tokenizer = load_causal_lm(str(base_folder(self.paths.raw_base)), dtype=self.cfg.base.dtype)
+        base = banked(model, tokenizer, mark="", device=self.cfg.base.device, targets=self.cfg.lora.targets)
+        return base, Prompter(self.prompter.task, tokenizer, self.cfg.prompt)
+
+    @cached_property
+    def joint(self) -> Adapter:
+        """The one adapter trained on all sharers' data."""
+        read_marker(self.paths, "train_joint", wanted_by="evaluate")
+        lora, base = self.cfg.lora, self.base
+        with TemporaryDirectory() as folder:  # the experiment may be in an object store
+            for name in (CONFIG, WEIGHTS):
+                (Path(folder) / name).write_bytes(read_bytes(join(self.paths.joint, name)))
+            return read_peft(
+                Path(folder),
+                base.model.projections,
+                scale=lora.alpha / lora.rank,
+                fingerprint=base.fingerprint,
+            ).adapter
+
+    def _kind(self, kind: Kind) -> KindModel:
+        read_marker(self.paths, f"train_{kind}", wanted_by="evaluate")
+        return open_kind(self.cfg, self.paths, self.base, kind)
+
+
+class Evaluator:
+    """Methods over `users`, by default all targets of the experiment."""
+
+    def __init__(
+        self,
+        cfg: ExperimentConfig,
+        paths: Paths,
+        *,
+        users: Sequence[User] | None = None,
+        opened: Opened | None = None,
+    ) -> None:
+        self.cfg, self.paths = cfg, paths
+        self.opened = opened or Opened(cfg, paths)
+        self.base, self.prompter, self.stand_in = self.opened.base, self.opened.prompter, self.opened.stand_in
+        self.users = tuple(read_split(paths.population, "targets") if users is None else users)
+        self._own: dict[str, SharerAdapter] = {}
+        self._recipes: dict[str, dict[str, Recipe]] = {}
+
+    def answers(self, method: Method) -> Answers:
+        """Answers of one method to every query of every user."""
+        if method.kind:
+            return self._kind_answers(method.kind)
+        base, prompter = self.opened.raw if method.uses == "raw" else (self.base, self.prompter)
+        lookup = {
+            "raw": None,
+            "none": None,
+            "own": self.own_adapter,
+            "joint": lambda user_id: self.opened.joint,
+            "recipe": partial(self._recipe_adapter, method),
+        }
+        chosen = lookup[method.uses]
+        return answer(
+            base, prompter, self.users,
+            context=method.context(retrieve=self.cfg.evaluate.retrieve),
+            adapter_of=None if chosen is None else (lambda u: chosen(self.whose(method, u))),
+            scale=self.cfg.lora.alpha / self.cfg.lora.rank, batch=self.cfg.evaluate.batch,
+            max_queries=self.cfg.evaluate.max_queries,
+            constrained=self.cfg.evaluate.decoding == "constrained",
+        )  # fmt: skip
+
+    def whose(self, method: Method, user_id: str) -> str:
+        """The user whose adapter a method gives to a user."""
+        return self.stand_in[user_id] if method.of_another else user_id
+
+    def facts(self, methods: Sequence[Method]) -> Facts:
+        """What the costs of these methods follow from."""
+        return Facts(
+            self.cfg,
+            self.paths,
+            readings=[read_target(self, user, methods) for user in self.users],
+            size=model_size(self.base.model.model),
+            adapter=adapter_parameters(self.base.model.projections, self.cfg.lora.rank),
+            fingerprint=self.base.fingerprint,
+            version=self.opened.version if any(method.uses == "recipe" for method in methods) else None,
+        )
+
+    def recipe(self, method: Method, user_id: str) -> Recipe:
+        """A target's stored recipe for a method. Raises StoreError where there is none, or when it is not of the version
+        that is evaluated."""
+        name = recipe_name(method.rule, method.merge)
+        held = self._recipes.setdefault(name, {})
+        if user_id not in held:
+            held |= RecipeStore(self.paths.recipes).of(self._together(user_id), name)
+        recipe = held.get(user_id) or RecipeStore(self.paths.recipes).get(user_id, name)
+        if recipe.pool_version != self.opened.version:
+            raise StoreError(
+                f"{self.paths.recipes}: the recipe of {user_id!r} is of pool version {recipe.pool_version} (rebuilt after "
+                f"a withdrawal?), the others are of {self.opened.version}; run python -m jobs.pipeline to assemble all anew"
+            )
+        return recipe
+
+    def own(self, user_id: str) -> SharerAdapter:
+        """One target's own adapter, as it was committed."""
+        if user_id not in self._own:
+            ids = self._together(user_id)
+            self._own |= dict(zip(ids, self.opened.own.adapters(ids), strict=True))
+        return self._own[user_id]
+
+    def own_adapter(self, user_id: str) -> Adapter:
+        """One target's own adapter."""
+        return {
+            n: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for n, p in self.own(user_id).pieces.items()
+        }
+
+    def _together(self, user_id: str) -> list[str]:
+        """Who is read in one go with a user: all users here, or all their stand-ins."""
+        ids = [user.id for user in self.users]
+        if user_id not in ids:
+            ids = [self.stand_in[other] for other in ids]
+        return ids if user_id in ids else [user_id]
+
+    def _recipe_adapter(self, method: Method, user_id: str) -> Adapter:
+        return adapter_from_recipe(self.recipe(method, user_id), self.opened.pieces)
+
+    def _kind_answers(self, kind: Kind) -> Answers:
+        model, prompter, found = self.opened.kind(kind), self.prompter, list[str]()
+        for user in self.users:
+            model.load(read_state(self.paths, kind, user.id))
+            queries = asked(user, limit=self.cfg.evaluate.max_queries)
+            found += self._texts(model, [prompter.query(user, query).prompt for query in queries])
+        return answers_of(self.users, found, max_queries=self.cfg.evaluate.max_queries)
+
+    def _texts(self, model: KindModel, prompts: Sequence[tuple[int, ...]]) -> list[str]:
+        labels, tokenizer = self.prompter.task.labels, self.base.tokenizer
+        if self.cfg.evaluate.decoding == "constrained":
+            chosen = model.choose(prompts, [self.prompter.label(label) for label in labels])
+            return [labels[i] for i in chosen]
+        most, eos = self.cfg.prompt.max_label, int(tokenizer.eos_token_id)
+        tokens = model.answer(prompts, max_new=most, eos_id=eos)
+        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
