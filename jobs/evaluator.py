@@ -13,11 +13,12 @@ from jobs.experiment import read_marker, stage_info
 from jobs.kinds import open_kind, read_state
 from jobs.loading import base_folder, open_base, open_pieces, open_prompter
 from jobs.readings import Facts, read_target
+from jobs.train_warm import warm_pool
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
 from perpcs.errors import StoreError
 from perpcs.evaluation.cost import adapter_parameters
-from perpcs.evaluation.methods import Method, others, recipe_name
+from perpcs.evaluation.methods import Method, Uses, others, recipe_name
 from perpcs.evaluation.runner import Answers, answer, answers_of, asked
 from perpcs.lora.bank import Adapter
 from perpcs.lora.peft_files import CONFIG, WEIGHTS, read_peft
@@ -43,7 +44,7 @@ class Opened:
         self.base = open_base(cfg, paths)
         self.prompter = open_prompter(cfg, paths, self.base)
         self.stand_in = others(read_ids(paths.population, "targets"), seed=cfg.seed)
-        self.kind = cache(self._kind)
+        self.kind, self.trained = cache(self._kind), cache(self._trained)
 
     @cached_property
     def version(self) -> int:
@@ -55,9 +56,10 @@ class Opened:
         """The pool at that version."""
         return open_pieces(self.paths, self.base, version=self.version, checksums=self.cfg.pool.checksums)
 
-    @cached_property
-    def own(self) -> PoolView:
-        """The targets' own adapters."""
+    def _trained(self, uses: Uses) -> PoolView:
+        """The targets' own adapters: plainly trained, or from their assembly on."""
+        if uses == "warm":
+            return Pool.open(warm_pool(self.cfg, self.paths)).view()
         read_marker(self.paths, "train_own", wanted_by="evaluate")
         return Pool.open(self.paths.own).view()
 
@@ -103,7 +105,7 @@ class Evaluator:
         self.opened = opened or Opened(cfg, paths)
         self.base, self.prompter, self.stand_in = self.opened.base, self.opened.prompter, self.opened.stand_in
         self.users = tuple(read_split(paths.population, "targets") if users is None else users)
-        self._own: dict[str, SharerAdapter] = {}
+        self._own: dict[tuple[Uses, str], SharerAdapter] = {}
         self._recipes: dict[str, dict[str, Recipe]] = {}
 
     def answers(self, method: Method) -> Answers:
@@ -115,6 +117,7 @@ class Evaluator:
             "raw": None,
             "none": None,
             "own": self.own_adapter,
+            "warm": partial(self.own_adapter, uses="warm"),
             "joint": lambda user_id: self.opened.joint,
             "recipe": partial(self._recipe_adapter, method),
         }
@@ -141,7 +144,7 @@ class Evaluator:
             size=model_size(self.base.model.model),
             adapter=adapter_parameters(self.base.model.projections, self.cfg.lora.rank),
             fingerprint=self.base.fingerprint,
-            version=self.opened.version if any(method.uses == "recipe" for method in methods) else None,
+            version=self.opened.version if any(method.rule for method in methods) else None,
         )
 
     def recipe(self, method: Method, user_id: str) -> Recipe:
@@ -159,18 +162,17 @@ class Evaluator:
             )
         return recipe
 
-    def own(self, user_id: str) -> SharerAdapter:
-        """One target's own adapter, as it was committed."""
-        if user_id not in self._own:
-            ids = self._together(user_id)
-            self._own |= dict(zip(ids, self.opened.own.adapters(ids), strict=True))
-        return self._own[user_id]
+    def own(self, user_id: str, *, uses: Uses = "own") -> SharerAdapter:
+        """A target's own adapter as it was committed; `uses`: own or warm."""
+        if (uses, user_id) not in self._own:
+            for adapter in self.opened.trained(uses).adapters(self._together(user_id)):
+                self._own[uses, adapter.user_id] = adapter
+        return self._own[uses, user_id]
 
-    def own_adapter(self, user_id: str) -> Adapter:
-        """One target's own adapter."""
-        return {
-            n: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for n, p in self.own(user_id).pieces.items()
-        }
+    def own_adapter(self, user_id: str, *, uses: Uses = "own") -> Adapter:
+        """The factors of `own`."""
+        pieces = self.own(user_id, uses=uses).pieces
+        return {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in pieces.items()}
 
     def _together(self, user_id: str) -> list[str]:
         """Who is read in one go with a user: all users here, or all their stand-ins."""

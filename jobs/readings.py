@@ -15,7 +15,7 @@ from jobs.loading import base_folder
 from jobs.spread import slices, spread
 from perpcs.config import ExperimentConfig
 from perpcs.evaluation.cost import Load, ModelSize, history_bytes
-from perpcs.evaluation.methods import Method, recipe_name
+from perpcs.evaluation.methods import Method, Uses, recipe_name
 from perpcs.evaluation.runner import asked
 from perpcs.model.base import load_tokenizer
 from perpcs.population.profile import label_profile
@@ -47,8 +47,8 @@ class Reading:
     questions: int
     question_tokens: Mapping[Context, int]
     """Of all questions' prompts, by what they show."""
-    own_steps: int
-    """Of the user's own adapter; 0 where no method uses one."""
+    steps: Mapping[Uses, int]
+    """Of the user's own adapters: own, warm."""
     recipes: Mapping[str, tuple[int, int]]
     """By name: bytes, and number of codes."""
 
@@ -93,10 +93,10 @@ def read_target(evaluator: Evaluator, user: User, methods: Sequence[Method]) -> 
     contexts = {method.context(retrieve=cfg.evaluate.retrieve) for method in methods}
     recipes = {}
     for method in methods:
-        if method.uses == "recipe":
+        if method.rule:
             recipe = evaluator.recipe(method, user.id)
             recipes[recipe_name(method.rule, method.merge)] = recipe.nbytes, recipe.codes.size
-    own = any(method.uses == "own" for method in methods)
+    trained: set[Uses] = {method.uses for method in methods if method.uses in ("own", "warm")}
     return Reading(
         items=len(user.known),
         load=Load.of(prompter.history(user)),
@@ -108,7 +108,7 @@ def read_target(evaluator: Evaluator, user: User, methods: Sequence[Method]) -> 
             context: sum(len(prompter.query(user, query, context=context).prompt) for query in queries)
             for context in contexts
         },
-        own_steps=evaluator.own(user.id).steps if own else 0,
+        steps={uses: evaluator.own(user.id, uses=uses).steps for uses in trained},
         recipes=recipes,
     )
 

@@ -8,15 +8,16 @@ from statistics import mean
 
 import numpy as np
 
-from jobs.experiment import stage_info
+from jobs.experiment import Info, stage_info
 from jobs.loading import shared_part
+from jobs.prices import Prices
 from jobs.readings import Facts
 from perpcs.assembly.assembler import FITTED
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
 from perpcs.evaluation.cost import Load, pool_bytes
-from perpcs.evaluation.methods import Method, recipe_name
+from perpcs.evaluation.methods import Method, Uses, recipe_name
 from perpcs.evaluation.results import Choices, Cost, Experiment
 from perpcs.population.prompts import Prompter
 from perpcs.population.synthetic import similarity_matrix
@@ -48,7 +49,8 @@ def cost_of(facts: Facts, method: Method) -> Cost:
     """Cost of one method per target user; a control costs what the method it imitates costs."""
     cost = Cost(0, 0.0, 0, 0.0)
     if method.uses == "own":
-        cost = _own_cost(facts)
+        info = stage_info(facts.paths, "train_own", wanted_by="evaluate")
+        cost = _trained_cost(facts, "own", info, batch=facts.cfg.own.batch)
     if method.kind:
         cost = _kind_cost(facts, method.kind)
     if method.uses == "joint":
@@ -57,6 +59,30 @@ def cost_of(facts: Facts, method: Method) -> Cost:
     if method.uses == "recipe":
         cost = _recipe_cost(facts, method)
     return replace(cost, bytes_per_user=cost.bytes_per_user + _shown_bytes(facts, method))
+
+
+def priced_cost(prices: Prices, method: Method) -> Cost:
+    """`cost_of` with its operations. One that is trained from its assembly on costs what both cost; what it answers with
+    is the adapter alone."""
+    facts = prices.facts
+    if method.uses != "warm":
+        return prices.priced(cost_of(facts, method), method, adapted=method.uses == "own")
+    info = stage_info(facts.paths, "train_warm", wanted_by="evaluate")
+    made = prices.priced(_recipe_cost(facts, method), method, adapted=False)
+    trained = _trained_cost(facts, "warm", info, batch=facts.cfg.own_warm.batch)
+    trained = prices.priced(trained, method, adapted=True)
+    assert made.forward_flops is not None and trained.forward_flops is not None
+    assert made.backward_flops is not None and trained.backward_flops is not None
+    return replace(
+        trained,
+        pool_bytes=made.pool_bytes,
+        pool_flops=made.pool_flops,
+        seconds_per_user=made.seconds_per_user + trained.seconds_per_user,
+        forward_tokens=made.forward_tokens + trained.forward_tokens,
+        backward_tokens=made.backward_tokens + trained.backward_tokens,
+        forward_flops=made.forward_flops + trained.forward_flops,
+        backward_flops=made.backward_flops + trained.backward_flops,
+    )
 
 
 def _kind_cost(facts: Facts, kind: str) -> Cost:
@@ -78,17 +104,21 @@ def prepared_memory(paths: Paths, method: Method) -> int:
     """Most bytes in use while what the method needs of a target was made, as its stage measured; 0 for nothing."""
     if method.uses == "own":
         return int(stage_info(paths, "train_own", wanted_by="evaluate").get("peak_memory", 0))
-    if method.uses == "recipe":
-        found = stage_info(paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
-        return int(found.get(recipe_name(method.rule, method.merge), 0))
-    return 0
+    if method.uses == "warm":
+        info = stage_info(paths, "train_warm", wanted_by="evaluate")
+        return max(int(info["peak_memory"]), _recipe_memory(paths, method))
+    return _recipe_memory(paths, method) if method.uses == "recipe" else 0
 
 
-def _own_cost(facts: Facts) -> Cost:
-    info = stage_info(facts.paths, "train_own", wanted_by="evaluate")
+def _recipe_memory(paths: Paths, method: Method) -> int:
+    found = stage_info(paths, "assemble", wanted_by="evaluate").get("peak_memory", {})
+    return int(found.get(recipe_name(method.rule, method.merge), 0))
+
+
+def _trained_cost(facts: Facts, uses: Uses, info: Info, *, batch: int) -> Cost:
+    """Of adapters trained for every target; `info` is what their stage reports."""
     # Counted from what is stored: the event log misses a pack whose commit was the last thing before a kill.
-    batch = facts.cfg.own.batch
-    tokens = round(mean(reading.per_item * reading.own_steps * batch for reading in facts.readings))
+    tokens = round(mean(reading.per_item * reading.steps[uses] * batch for reading in facts.readings))
     return Cost(
         trainable_parameters=facts.adapter,
         bytes_per_user=4.0 * facts.adapter,

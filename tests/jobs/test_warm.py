@@ -13,7 +13,7 @@ import torch
 
 from jobs import assemble, evaluate, index, train_sharers, train_warm
 from jobs.assemble import recipe_key
-from jobs.evaluate import Evaluator
+from jobs.evaluator import Evaluator
 from jobs.loading import open_base, open_pieces
 from jobs.packs import WarmWorker
 from jobs.runtime import in_this_process
@@ -93,14 +93,14 @@ def test_the_row_is_trained_from_the_recipes_and_costs_both(warm):
     recipe = RecipeStore(paths.recipes).get(user, "gradient_global/svd")
     expected = adapter_from_recipe(recipe, open_pieces(paths, base, version=recipe.pool_version))
     start = worker.starts([user])[user]
-    trained = evaluator._warm_adapter(user)
+    trained = evaluator.own_adapter(user, uses="warm")
     for name, (a, b) in expected.items():
         assert torch.equal(start[name][0], a) and torch.equal(start[name][1], b)
         near, far = (
             trained[name][1] @ trained[name][0] - x for x in (b @ a, torch.zeros(len(b), a.shape[1]))
         )
         assert 0 < float(near.norm()) < float(far.norm()), "trained, and not far from where it started"
-    assert evaluator.warm[user].steps == 4
+    assert evaluator.own(user, uses="warm").steps == 4
 
     own, made, both = (row(folder, m) for m in ("oppu", "gradient_global", "oppu_warm"))
     share = 4 * 4 / (30 * 4)  # item visits over OPPU's
