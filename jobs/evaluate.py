@@ -80,18 +80,33 @@ def slices_of(cfg: ExperimentConfig, targets: Sequence[User]) -> list[Slice]:
 
 def evaluate_slices(cfg: ExperimentConfig, paths: Paths, parts: Sequence[Slice]) -> list[Part]:
     """Every method's answers to each slice, kept as soon as they are there, and what costs follow from."""
-    opened, methods, found = Opened(cfg, paths), get_methods(cfg.evaluate.methods), []
-    for number, user_ids in parts:
-        started = time.monotonic()
-        users = read_users(paths.population, user_ids)
-        evaluator = Evaluator(cfg, paths, users=users, opened=opened)
-        answers = {method.name: _answers(evaluator, method, number) for method in methods}
-        found.append(Part(answers, evaluator.facts(methods)))
-        log.info(
-            "evaluated %d targets with %d methods in %.1f s",
-            len(users), len(methods), time.monotonic() - started,
-        )  # fmt: skip
-    return found
+    opened, methods = Opened(cfg, paths), get_methods(cfg.evaluate.methods)
+    slices = [
+        Evaluator(cfg, paths, users=read_users(paths.population, user_ids), opened=opened)
+        for _, user_ids in parts
+    ]
+    answers: list[dict[str, Kept]] = [{} for _ in parts]
+    for group in by_model(methods):
+        for (number, _), evaluator, found in zip(parts, slices, answers, strict=True):
+            started = time.monotonic()
+            found |= {method.name: _answers(evaluator, method, number) for method in group}
+            evaluator.release()
+            took = time.monotonic() - started
+            log.info("%s: answered for %d targets in %.1f s", _named(group), len(evaluator.users), took)
+        opened.release()
+    return [Part(found, evaluator.facts(methods)) for evaluator, found in zip(slices, answers, strict=True)]
+
+
+def by_model(methods: Sequence[Method]) -> list[list[Method]]:
+    """Methods that need the same model, so that at most one is in memory beside the adapted base."""
+    groups: dict[tuple[bool, str], list[Method]] = {}
+    for method in methods:
+        groups.setdefault((method.uses == "raw", method.kind), []).append(method)
+    return list(groups.values())
+
+
+def _named(methods: Sequence[Method]) -> str:
+    return methods[0].title if len(methods) == 1 else f"{len(methods)} methods"
 
 
 def _answers(evaluator: Evaluator, method: Method, number: int) -> Kept:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +45,16 @@ class Opened:
         self.prompter = open_prompter(cfg, paths, self.base)
         self.stand_in = others(read_ids(paths.population, "targets"), seed=cfg.seed)
         self.kind, self.trained = cache(self._kind), cache(self._trained)
+        self.steps = cache(self._steps)
+
+    def release(self) -> None:
+        """Forget the models beside the adapted base."""
+        self.__dict__.pop("raw", None)
+        self.kind.cache_clear()
+
+    def _steps(self, uses: Uses) -> Mapping[str, int]:
+        """Of training, by target."""
+        return {info.user_id: info.steps for info in self.trained(uses).info()}
 
     @cached_property
     def version(self) -> int:
@@ -130,6 +140,10 @@ class Evaluator:
             max_queries=self.cfg.evaluate.max_queries,
             constrained=self.cfg.evaluate.decoding == "constrained",
         )  # fmt: skip
+
+    def release(self) -> None:
+        """Forget the users' adapters."""
+        self._own.clear()
 
     def whose(self, method: Method, user_id: str) -> str:
         """The user whose adapter a method gives to a user."""

@@ -108,7 +108,7 @@ def read_target(evaluator: Evaluator, user: User, methods: Sequence[Method]) -> 
             context: sum(len(prompter.query(user, query, context=context).prompt) for query in queries)
             for context in contexts
         },
-        steps={uses: evaluator.own(user.id, uses=uses).steps for uses in trained},
+        steps={uses: evaluator.opened.steps(uses)[user.id] for uses in trained},
         recipes=recipes,
     )
 
