@@ -93,8 +93,7 @@ def peft_round(plain: Any, user: UserData) -> float:
 def pack_round(plain: Any, users: Sequence[UserData]) -> tuple[float, str]:
     """(seconds per token of one pack, cut as memory asks for; how it was planned)."""
     model = BankedModel(plain, LORA.targets, pad_id=0)
-    memory = device_memory(plain.device) + model_bytes(plain)
-    planner = model_planner(model, rank=LORA.rank, batch=TRAIN.batch, memory=memory)
+    planner = model_planner(model, rank=LORA.rank, batch=TRAIN.batch, memory=device_memory(plain.device))
 
     def train(pack: Sequence[UserData], passes: Passes) -> list[SharerAdapter]:
         return train_own(model, pack, LORA, TRAIN, seed=0, passes=passes)
@@ -146,16 +145,15 @@ def measure(
 
 def random_llama(shape: dict[str, int], *, length: int) -> Any:
     """In bfloat16 on a GPU, in float32 elsewhere."""
-    cuda = torch.cuda.is_available()
+    cuda, before = torch.cuda.is_available(), torch.get_default_dtype()
     torch.manual_seed(0)
-    with torch.device("cuda" if cuda else "cpu"):
-        model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=length))
-    return model.to(torch.bfloat16 if cuda else torch.float32).eval()
-
-
-def model_bytes(model: Any) -> int:
-    """On a GPU the free memory no longer has the base in it, which the plan counts."""
-    return sum(w.numel() * w.element_size() for w in model.parameters()) if model.device.type == "cuda" else 0
+    # Made in its type: 27 GiB of float32 for a moment would leave no room on smaller cards.
+    torch.set_default_dtype(torch.bfloat16 if cuda else torch.float32)
+    try:
+        with torch.device("cuda" if cuda else "cpu"):
+            return LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=length)).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from perpcs.records import Projection
 
 Forward = Callable[..., Any]
+_DENSE = ("eager", "sdpa")
+"""Kinds of attention whose masks are tensors with a row per query; others' masks cannot be cut to the last queries."""
 
 
 class Layers:
@@ -74,7 +76,7 @@ class Layers:
         name = next((n for n in ("past_key_values", "layer_past") if n in names), None)
 
         def last(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if name is None or args or hidden.shape[1] <= keep:
+            if name is None or args or hidden.shape[1] <= keep or self._attention() not in _DENSE:
                 return original(hidden, *args, **kwargs)
             caught = _Catch()
             try:
@@ -85,15 +87,15 @@ class Layers:
                 pass
             rest = {n: _last_positions(v, hidden.shape[1], keep) for n, v in kwargs.items()}
             # Without a mask SDPA takes the first key to belong to the first query: not so when only the last ones ask.
-            if (
-                rest.get("attention_mask") is None
-                and getattr(self._config, "_attn_implementation", "") == "sdpa"
-            ):
+            if rest.get("attention_mask") is None and self._attention() == "sdpa":
                 rest["attention_mask"] = _causal(hidden, keep)
             return original(hidden[:, -keep:], **{**rest, name: _Replay(caught)})
 
         with self._replaced({len(self.all) - 1: last}):
             yield
+
+    def _attention(self) -> str:
+        return getattr(self._config, "_attn_implementation", None) or "eager"
 
     @contextmanager
     def checkpointed(self, keep: Callable[[Forward], Forward]) -> Iterator[None]:

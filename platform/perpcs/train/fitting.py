@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Train = Callable[[Sequence[UserData], Passes], list[SharerAdapter]]
 """Trains one pack, e.g. `perpcs.train.sharers.train_own` with everything else fixed."""
+_SIGNS = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""In messages of errors that have no class of their own: main memory, CUDA itself, its libraries' work space."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -113,10 +115,11 @@ def stricter(left: Passes, right: Passes) -> Passes:
 
 
 def device_memory(device: torch.device, *, share: float = 1.0) -> int:
-    """Bytes for one of several processes on a device: a share of it, and of a GPU no more than is free now."""
+    """Bytes for one of several processes on a device, what it holds already included: a share of it, and of a GPU no
+    more than it has there and is free now."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return int(min(free, share * total))
+        return int(min(torch.cuda.memory_reserved(device) + free, share * total))
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else ""
     return int(share * min(physical, int(limit) if limit.isdecimal() else physical))
@@ -126,7 +129,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or in main memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def _smaller(pack: Sequence[UserData], passes: Passes) -> tuple[int, Passes] | None:

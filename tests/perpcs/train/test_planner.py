@@ -140,6 +140,10 @@ def test_other_errors_are_not_taken_for_memory(make_user):
     assert out_of_memory(
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     )
+    assert out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    )
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
     def train(pack, passes):
