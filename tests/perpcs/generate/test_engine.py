@@ -139,6 +139,21 @@ def test_other_architectures(kind, targets):
     )
 
 
+def test_the_same_prompt_of_many_users_is_shared_by_none(model):
+    """Its keys and values differ with the adapter, however many blocks of the cache it fills."""
+    made, prompt = adapters(model), prompts_of(1, 3)[0] * 40
+    prompt = prompt[:40]
+    with open_engine(model, made.__getitem__, slots=7) as engine:
+        handles = {
+            user: [engine.submit(Request(prompt, user, max_new=8)) for _ in range(2)]
+            for user in [*USERS, None]
+        }
+        found = {user: answers(asked) for user, asked in handles.items()}
+    for user, ids in found.items():
+        assert ids == [alone(model, made.get(user), prompt, 8)] * 2
+    assert len({tuple(ids[0]) for ids in found.values()}) > 5, "the adapters change the answer"
+
+
 def test_sampled_text_does_not_depend_on_the_company(model):
     made = adapters(model)
     requests = [
