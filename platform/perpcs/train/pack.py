@@ -286,10 +286,11 @@ def _lower_states(model: BankedModel, table: ItemTable, passes: Passes) -> Tenso
         states_NTd = model.lower_states(table.batch(rows, device=model.device))
         place_NT, real_NT = table.place(rows)
         # By numbers found here: a mask would make a GPU wait to say how many they are.
-        source, target = np.flatnonzero(real_NT), place_NT[real_NT]
+        source, target = (
+            torch.from_numpy(t).to(model.device) for t in (np.flatnonzero(real_NT), place_NT[real_NT])
+        )
         if out is None:
             out = states_NTd.new_empty(len(table.tokens), states_NTd.shape[-1])
-        source, target = (torch.from_numpy(t).to(model.device) for t in (source, target))
         out.index_copy_(0, target, states_NTd.flatten(0, 1).index_select(0, source))
     assert out is not None
     return out
