@@ -1,4 +1,4 @@
-"""Experiments side by side, for `python -m jobs.report RUN RUN …`: the table, compare.md and compare.html."""
+"""Experiments side by side, for `python -m jobs.report RUN RUN …`: the table, overview.md, compare.md and compare.html."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from perpcs.evaluation.across import compare
 from perpcs.evaluation.results import Results, read_results
 from perpcs.report.compare import comparison_markdown, comparison_table, write_comparison
 from perpcs.report.html import write_page
+from perpcs.report.overview import overview_markdown
 
 OUT = "runs/compare"
 """Where the pages go unless --out says otherwise."""
@@ -39,7 +40,7 @@ def results_of(run: str) -> Results:
 
 
 def compare_runs(runs: Sequence[str], out: str = OUT) -> None:
-    """Read all runs, then write compare.md and compare.html to `out` and the table to the terminal.
+    """Read all runs, then write overview.md, compare.md and compare.html to `out` and the table to the terminal.
 
     Raises DataError for fewer than two runs, one that is not finished, and a seed that comes twice.
     """
@@ -48,4 +49,5 @@ def compare_runs(runs: Sequence[str], out: str = OUT) -> None:
     text = write_page(comparison_markdown(side), Path(out) / "compare.md")
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(comparison_table(side))
-    console.print(f"markdown  {text}\npage      {page}", highlight=False, soft_wrap=True)
+    short = write_page(overview_markdown(side), Path(out) / "overview.md")
+    console.print(f"overview  {short}\nmarkdown  {text}\npage      {page}", highlight=False, soft_wrap=True)

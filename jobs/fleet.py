@@ -65,7 +65,7 @@ def run_fleet(
     started = time.monotonic()
     workers = min(cfg.workers, len(users))
     plan = Plan(total=len(users), pack=pack, workers=workers, retries=cfg.retries, stage=stage)
-    if runs_here():
+    if runs_here(cfg):
         return _by_itself(users, make_worker, plan=plan, todo=todo, on_event=on_event)
     with _told(plan, on_event), connect(cfg):
         coordinator = _start_coordinator(todo, plan)

@@ -26,6 +26,7 @@ from jobs import (
 )
 from jobs.claim import claim
 from jobs.cli import stage_main
+from jobs.experiment import Stage
 from jobs.runtime import connect
 from perpcs.config import ExperimentConfig, to_yaml
 from perpcs.evaluation.methods import get_methods
@@ -35,8 +36,8 @@ from storage.layout import Paths
 KINDS = {"prompt_tuning": train_prompt_tuning, "ia3": train_ia3}
 
 
-def main(cfg: ExperimentConfig) -> None:
-    """Run every stage that is not finished."""
+def stages_of(cfg: ExperimentConfig) -> list[Stage]:
+    """What this experiment's methods need, in order."""
     methods = get_methods(cfg.evaluate.methods)
     before = [ingest, adapt, select_sharers, train_sharers]
     if any(method.uses == "own" for method in methods):
@@ -44,10 +45,19 @@ def main(cfg: ExperimentConfig) -> None:
     before += [KINDS[kind] for kind in KINDS if any(method.kind == kind for method in methods)]
     after = [train_joint] if any(method.uses == "joint" for method in methods) else []
     warm = [train_warm] if any(method.uses == "warm" for method in methods) else []
-    stages = [module.STAGE for module in [*before, index, *after, assemble, *warm, evaluate]]
-    paths = Paths.of(cfg.experiment)
+    return [module.STAGE for module in [*before, index, *after, assemble, *warm, evaluate]]
+
+
+def unfinished(cfg: ExperimentConfig) -> bool:
+    """Whether there is anything left to run but the report."""
+    return not all(stage.finished(cfg) for stage in stages_of(cfg))
+
+
+def main(cfg: ExperimentConfig) -> None:
+    """Run every stage that is not finished."""
+    stages, paths = stages_of(cfg), Paths.of(cfg.experiment)
     with ExitStack() as held:
-        todo = not all(stage.finished(cfg) for stage in stages)
+        todo = unfinished(cfg)
         if todo:
             held.enter_context(connect(cfg.ray))
         for stage in stages:

@@ -1,8 +1,8 @@
 """Stage 9: the table on the terminal and report.html, from results.json; or finished experiments side by side.
 
 python -m jobs.report CONFIG [key=value …]        the report of one experiment
-python -m jobs.report RUN RUN … [--out FOLDER]    compare experiment folders (or results.json files): compare.md and
-                                                  compare.html in FOLDER, by default runs/compare
+python -m jobs.report RUN RUN … [--out FOLDER]    compare experiment folders (or results.json files): overview.md,
+                                                  compare.md and compare.html in FOLDER, by default runs/compare
 
 Runs that differ in the seed alone are seeds of one experiment. Experiments are paired on the users they share.
 """

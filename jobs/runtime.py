@@ -25,6 +25,9 @@ T = TypeVar("T")
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray. No Ray object of ours holds a model or a pool, so little is enough."""
 
+NO_RAY = "none"
+"""The `ray.address` under which everything runs in this process."""
+
 WORKER_ENV = QUIET_ENV | {"RAY_USAGE_STATS_ENABLED": "0", "MPLBACKEND": "Agg"}
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,12 @@ log = logging.getLogger(__name__)
 def connect(cfg: RayConfig) -> Iterator[None]:
     """Ray for the length of the block; a Ray that this process already has is used as it is, and left alone.
 
-    Raises ConfigError when the cluster cannot be reached, or can never hold `ray.workers` workers.
+    With `ray.address: none` no Ray at all: the block's stages run in this process. Raises ConfigError when the cluster
+    cannot be reached, or can never hold `ray.workers` workers.
     """
+    if cfg.address == NO_RAY:
+        yield
+        return
     import ray
 
     if ray.is_initialized():
@@ -207,9 +214,18 @@ def in_this_process() -> Iterator[None]:
         _here.reset(token)
 
 
-def runs_here() -> bool:
-    """Whether this is inside `in_this_process`."""
-    return _here.get()
+def runs_here(cfg: RayConfig) -> bool:
+    """Whether work stays in this process: inside `in_this_process`, or with `ray.address: none`.
+
+    In the latter case torch is given the worker's threads.
+    """
+    if _here.get():
+        return True
+    if cfg.address == NO_RAY:
+        import torch
+
+        torch.set_num_threads(threads_of(cfg))
+    return cfg.address == NO_RAY
 
 
 def run_remote(fn: Callable[..., T], *args: Any, cfg: RayConfig) -> T:
@@ -218,7 +234,7 @@ def run_remote(fn: Callable[..., T], *args: Any, cfg: RayConfig) -> T:
     Its log lines and progress bars appear here. A task whose process dies is tried again `ray.retries`
     times, so fn must be able to start over.
     """
-    if runs_here():
+    if runs_here(cfg):
         return fn(*args)
     import ray
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError

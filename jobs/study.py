@@ -3,7 +3,7 @@
 python -m jobs.study CONFIG … [key=value …] [--seeds 0 1 2] [--out FOLDER]
 
 Each runs as `jobs.pipeline` does, in <its experiment>/seed-<seed>, with its own report; at the end `jobs.report` compares
-them all. After an interruption the same command goes on: what is finished is not run again.
+them all. After an interruption the same command goes on: what is finished is not run again. One Ray serves all of them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
 from jobs import pipeline
 from jobs.cli import Parser, guarded
 from jobs.compare import compare_runs
+from jobs.runtime import connect
 from perpcs.config import ExperimentConfig, load_config
 from perpcs.errors import ConfigError
 
@@ -36,9 +38,12 @@ def main(argv: Sequence[str]) -> None:
     configs = [text for text in found.configs if "=" not in text]
     overrides = [text for text in found.configs if "=" in text]
     experiments = plan(configs, overrides, seeds=found.seeds)
-    for number, cfg in enumerate(experiments, 1):
-        log.info("experiment %d of %d: %s", number, len(experiments), cfg.experiment)
-        pipeline.main(cfg)
+    with ExitStack() as held:
+        for number, cfg in enumerate(experiments, 1):
+            log.info("experiment %d of %d: %s", number, len(experiments), cfg.experiment)
+            if pipeline.unfinished(cfg):
+                held.enter_context(connect(cfg.ray))  # the first one's stays for the others
+            pipeline.main(cfg)
     compare_runs([cfg.experiment for cfg in experiments], found.out)
 
 

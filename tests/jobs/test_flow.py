@@ -161,13 +161,14 @@ def test_another_row_costs_that_row_alone(copy, mini, contents, same_results):
 
     methods, before = mini(copy).evaluate.methods, contents(copy)
     rows = same_results(copy)["rows"]
-    more = ("reranked_fitted", "rag_2", "oppu_ia3", "oppu_prompt")
+    more = ("gradient_global_fitted", "rag_2", "oppu_ia3", "oppu_prompt")
     pipeline.main(mini(copy, f"evaluate.methods={','.join([*methods, *more])}", "own_kinds.steps=3"))
     written = {n for n in rewritten_files(before, contents(copy)) if n.startswith("answers/")}
     assert written == {f"answers/{name}.json" for name in more}
     stored = RecipeStore(str(copy / "recipes.lance"))
     assert (
-        len(stored.all("reranked_fitted/concat")) == 3 and len(list((copy / "own_kinds").rglob("*.*"))) == 6
+        len(stored.all("gradient_global_fitted/concat")) == 3
+        and len(list((copy / "own_kinds").rglob("*.*"))) == 6
     )
     assert [row for row in same_results(copy)["rows"] if row["method"] in methods] == rows
 

@@ -115,6 +115,24 @@ def test_memory_and_lance_choose_alike(world, rule, merge):
         assert np.abs(stored[1].astype(int) - here[1]).max() <= 1  # FAISS and numpy add up in another order
 
 
+def test_fitting_after_re_ranking_has_the_whole_shortlist_whatever_top_k(world):
+    assembler, _, users = world
+    narrow, wide = (
+        Assembler(
+            assembler.base, assembler.prompter, assembler.pieces,
+            config=replace(assembler.config, shortlist=3, top_k=k),
+        )
+        for k in (1, 4)
+    )  # fmt: skip
+    one, other = (some.picks("reranked_fitted", "concat", users) for some in (narrow, wide))
+    for (ordinals, codes, scale), (again, codes_again, scale_again) in zip(one, other, strict=True):
+        assert ordinals.shape[1] == 3 and (codes != 0).sum(axis=1).min() > 1
+        np.testing.assert_array_equal(ordinals, again)
+        np.testing.assert_array_equal(codes, codes_again)
+        assert scale == scale_again
+    assert [o.shape[1] for o, _, _ in narrow.picks("reranked", "concat", users)] == [1] * len(users)
+
+
 def test_a_rebuild_makes_anew_exactly_the_recipes_that_used_who_withdrew(world, mini, copy, caplog):
     assembler, paths, users = world
     store, pool = RecipeStore(paths.recipes), Pool.open(paths.pool)

@@ -6,6 +6,7 @@ import pytest
 
 from jobs import study
 from jobs.cli import guarded
+from perpcs.evaluation.results import read_results
 
 HERE = Path(__file__).parents[2] / "configs" / "studies"
 CONFIGS = [str(HERE / "archetypes.yaml"), str(HERE / "distinct.yaml")]
@@ -40,3 +41,21 @@ def test_a_bad_study_is_one_line_before_anything_runs(argv, message, tmp_path, m
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_study_without_ray_gives_the_same_numbers_and_is_not_run_twice(
+    mini_yaml, finished, tmp_path, monkeypatch, capsys
+):
+    """Two seeds in this process; nothing may start a Ray. The first seed's answers are those of the run over Ray."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jobs.runtime.start_local", lambda: pytest.fail("Ray was started"))
+    rows = ["adapted", "oppu", "gradient_global", "other_oppu"]
+    config = tmp_path / "mini.yaml"
+    config.write_text("experiment: run\n" + mini_yaml.read_text())
+    argv = [str(config), "ray.address=none", f"evaluate.methods={rows}", "--seeds", "0", "1", "--out", "page"]
+    study.main(argv)
+    here, there = (read_results(folder / "results.json") for folder in (tmp_path / "run/seed-0", finished))
+    assert [row.value for row in here.rows] == [there.row(row.method, row.metric).value for row in here.rows]
+    assert (tmp_path / "page" / "overview.md").read_text().count("2 seeds") == 2
+    monkeypatch.setattr("jobs.train_sharers.train_missing", lambda *a, **k: pytest.fail("trained again"))
+    study.main(argv)

@@ -45,14 +45,16 @@ SETTINGS = {
     "gradient": ("top_k", "gradient_temperature"),
     "gradient_global": ("top_k", "gradient_temperature"),
     "reranked": ("top_k", "shortlist", "likelihood_temperature"),
+    "reranked_fitted": ("shortlist", "likelihood_temperature"),
 }
-"""Which settings of `AssemblyConfig` a rule depends on, beside those of ALWAYS; a fitted one on `fit` as well."""
+"""Which settings of `AssemblyConfig` a rule depends on, beside those of ALWAYS; a fitted one on `fit` as well, and where it
+is not named on those of the rule whose picks it starts from."""
 ALWAYS = ("max_items", "sharers", "sharing_ratio")
 
 
 def settings_of(rule: str, config: AssemblyConfig) -> dict[str, Any]:
     """The part of the settings that a rule's picks depend on: others may change without making them anew."""
-    keys = (*ALWAYS, *SETTINGS[FITTED.get(rule, rule)])
+    keys = (*ALWAYS, *(SETTINGS.get(rule) or SETTINGS[FITTED.get(rule, rule)]))
     found: dict[str, Any] = {key: getattr(config, key) for key in keys}
     if rule in FITTED:
         found |= {f"fit.{key}": value for key, value in asdict(config.fit).items() if key != "pack"}
@@ -86,10 +88,14 @@ class Assembler:
             return retrieval_picks(self._history_keys(users), self.pieces)
         data = [self._data(user) for user in users]
         if rule in FITTED:
-            start = self.picks(FITTED[rule], merge, users)
+            # The whole shortlist: a sharer who alone is no better than the base may still be a part of what fits.
+            wide = rule == "reranked_fitted"
+            start = (
+                self._reranked(users, data, a.shortlist) if wide else self.picks(FITTED[rule], merge, users)
+            )
             return fitted_picks(self.base.model, data, start, self.pieces, a.fit, seed=self.seed)
         if rule == "reranked":
-            return self._reranked(users, data)
+            return self._reranked(users, data, a.top_k)
         if rule in ("gradient", "gradient_global"):
             how, queries = Rule(a.top_k, a.gradient_temperature, merge), self.gradient_queries(users)
             return picks_of_queries(queries, self.pieces, how, whole_sharers=rule == "gradient_global")
@@ -106,7 +112,7 @@ class Assembler:
             self.base.model, data, self.pieces.spec, items_per_pass=self.config.items_per_pass
         )
 
-    def _reranked(self, users: Sequence[User], data: Sequence[UserData]) -> list[Picks]:
+    def _reranked(self, users: Sequence[User], data: Sequence[UserData], top_k: int) -> list[Picks]:
         a, model = self.config, self.base.model
         queries = self.gradient_queries(users)
         near = shortlist(queries, self._history_keys(users), self.pieces, a.shortlist)
@@ -114,7 +120,7 @@ class Assembler:
         weights = likelihood_weights(
             np.stack([loss.mean(axis=1) for loss in losses]), temperature=a.likelihood_temperature
         )
-        return weighted_picks(near, weights, self.pieces, top_k=a.top_k)
+        return weighted_picks(near, weights, self.pieces, top_k=top_k)
 
     def _history_keys(self, users: Sequence[User]) -> np.ndarray:
         return make_encoder(self.encoder, self.base.model, self.prompter)(users)

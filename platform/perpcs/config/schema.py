@@ -364,7 +364,8 @@ class EvaluateConfig:
 
     methods: tuple[str, ...] = (
         "base", "adapted", "rag", "pag", "oppu", "peft_retrieval", "per_pcs", "per_pcs_once", "gradient",
-        "gradient_global", "reranked", "other_oppu", "other_assembly", "joint", "random_pieces", "uniform",
+        "gradient_global", "reranked", "reranked_fitted", "other_oppu", "other_assembly", "joint", "random_pieces",
+        "uniform",
     )  # fmt: skip
     """Rows of the table, by name; `python -m jobs.evaluate --methods` lists them with their meaning."""
     max_queries: int = 0
@@ -395,7 +396,8 @@ class RayConfig:
     """Where the work runs."""
 
     address: str = "local"
-    """local starts a Ray of its own; auto or an address joins a cluster. A submitted job always joins."""
+    """local starts a Ray of its own; auto or an address joins a cluster; a submitted job always joins. none: no Ray, all
+    work in this process, as one worker: a small experiment is done before Ray's processes are up."""
     fleet: Literal["train", "actors"] = "train"
     """train: a Ray Train worker group of independent replicas; actors: plain Ray actors."""
     workers: int = 1
@@ -416,6 +418,8 @@ class RayConfig:
         yield from _at_least(self, 1, "workers")
         yield from _at_least(self, 0, "gpus", "threads", "retries", "memory")
         yield from _above_zero(self, "cpus")
+        if self.address == "none" and self.workers > 1:
+            yield "workers", "must be 1 with ray.address=none, which has no Ray to start workers"
 
 
 @dataclass(frozen=True)

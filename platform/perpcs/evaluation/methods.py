@@ -143,7 +143,8 @@ _ROWS = (
     ),
     Method(
         "reranked_fitted", "re-ranked, fitted weights", "ours", "recipe",
-        "as reranked, with the weights fitted per projection in a few steps", rule="reranked_fitted",
+        "the whole shortlist of reranked, with the weights fitted per projection in a few steps",
+        rule="reranked_fitted",
     ),
     Method(
         "reranked_rag", "re-ranked + RAG", "ours", "recipe", "as reranked, with retrieved history in the prompt",
