@@ -2,8 +2,8 @@
 
 python -m jobs.key_signal EXPERIMENT
 
-Prints one line per key, with plain prompts and with a profile in every prompt (which the pool of a plain experiment was
-not trained with). Reads a finished experiment and changes nothing.
+Prints one line per key, with plain prompts and with a profile in every prompt (which a pool was trained with only under
+prompt.profile=true). Reads a finished experiment and changes nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def signals(cfg: ExperimentConfig, paths: Paths) -> list[tuple[str, UserSignal]]
     if cfg.population.source == "synthetic":
         truth = similarity_matrix(users, read_users(paths.population, list(pieces.ids)))
     found = []
-    for name, context in (("plain", Context()), ("profile", Context(profile=True))):
+    plain = [] if cfg.prompt.profile else [("plain", Context())]
+    for name, context in (*plain, ("profile", Context(profile=True))):
         items = [[e for e in prompter.history(user, context=context) if e.label] for user in users]
         if any(len(some) < 2 for some in items):
             raise DataError("a target has fewer than 2 history items; halves cannot be compared")

@@ -88,7 +88,7 @@ def _line(side: SideBySide, group: Group, method: str, names: Sequence[str]) -> 
     for name in names:
         cell = side.cell(group.name, method, name)
         ends = "" if cell is None or cell.low is None else f" [{number(cell.low)}, {number(cell.high)}]"
-        values.append(number(cell and cell.value) + ends)
+        values.append(number(None if cell is None else cell.value) + ends)
     gaps = [_gap(_contrast(side, group, method, versus)) for versus in (ADAPTED, OWN)]
     return [MARKS[role] + side.titles.get(method, method), *values, *gaps]
 
