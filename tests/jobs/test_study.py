@@ -56,6 +56,6 @@ def test_a_study_without_ray_gives_the_same_numbers_and_is_not_run_twice(
     study.main(argv)
     here, there = (read_results(folder / "results.json") for folder in (tmp_path / "run/seed-0", finished))
     assert [row.value for row in here.rows] == [there.row(row.method, row.metric).value for row in here.rows]
-    assert (tmp_path / "page" / "overview.md").read_text().count("2 seeds") == 2
+    assert "run: LaMP-2M, 3 users, 2 seeds" in (tmp_path / "page" / "overview.md").read_text()
     monkeypatch.setattr("jobs.train_sharers.train_missing", lambda *a, **k: pytest.fail("trained again"))
     study.main(argv)
