@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: ExperimentConfig, paths: Paths) -> Info:
     """Make the base in one worker; where several adapt it together, in one up to there."""
-    if not cfg.base.adapt.enabled or cfg.base.adapt.workers == 1 or runs_here():
+    if not cfg.base.adapt.enabled or cfg.base.adapt.workers == 1 or runs_here(cfg.ray):
         return run_remote(make_base, cfg, paths, cfg=cfg.ray)
     from jobs.adapt_team import adapt_together  # brings in Ray Train
 

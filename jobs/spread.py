@@ -48,7 +48,7 @@ def spread(fn: Callable[..., list[T]], *args: Any, parts: Sequence[S], cfg: RayC
     fn returns one result for every part it is given, opens what it needs once, and may be started over (see `run_remote`).
     The first exception ends the call.
     """
-    given = shares(parts, 1 if runs_here() else cfg.workers)
+    given = shares(parts, 1 if runs_here(cfg) else cfg.workers)
     if len(given) == 1:
         return run_remote(fn, *args, given[0], cfg=cfg)
     found: list[list[T]] = [[] for _ in given]
