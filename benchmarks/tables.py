@@ -124,6 +124,78 @@ def fetch(result: Result) -> str:
     return origin(result) + table(["milliseconds", "float32", "float16"], rows)
 
 
+def serving(result: Result) -> str:
+    """Throughput and first tokens, by clients and users that are asked for."""
+    loads = result["loads"]
+    rows = [
+        [
+            r["clients"], f"{r['users']:,}", f"{r['requests_per_s']:.0f}", f"{r['tokens_per_s']:.0f}",
+            f"{r['first_token_ms']['p50']:.0f}", f"{r['first_token_ms']['p95']:.0f}",
+            f"{r['adapters_read_per_request']:.2f}",
+        ]
+        for r in loads["loads"]
+    ]  # fmt: skip
+    head = [
+        "clients",
+        "users",
+        "requests/s",
+        "tokens/s",
+        "first token: p50, ms",
+        "p95",
+        "adapters read per request",
+    ]
+    failed = sum(n for r in loads["loads"] for status, n in r["statuses"].items() if status != "200")
+    http, kept = loads["http_overhead_ms"], loads["retention"]
+    asked, registered = sum(r["requests"] for r in loads["loads"]), kept["registered"][1]
+    said = (
+        f"\n{asked:,} requests, {failed} failed. HTTP added {http['added_p50']:.1f} ms to the engine's "
+        f"{http['engine']['p50']:.1f} ms for one token (p50). 5 users were answered at {kept['many_over_few']:.2f} of the "
+        f"rate when {registered:,} were registered instead of 5.\n"
+    )
+    return origin(with_load(loads)) + table(head, rows) + said
+
+
+def cold(result: Result) -> str:
+    """From a history to a first token."""
+    phases = result["loads"]["cold_path_ms"]
+    rows = [
+        [name, f"{p['p50']:.1f}", f"{p['p95']:.1f}"] for name, p in phases.items() if name != "history_items"
+    ]
+    return table([f"ms, {phases['history_items']:.0f} history items", "p50", "p95"], rows)
+
+
+def serving_counts(result: Result) -> str:
+    """Leaks, memory, a killed replica: what has been recorded."""
+    lines = []
+    if found := result.get("leaks"):
+        apart = 100 * found["users_that_another_would_be_told_from"]
+        lines.append(
+            f"- Leaks: {found['requests']:,} requests of 32 clients for {found['users']} users ({found['recipes']} recipes) "
+            f"and {found['prompts']} prompts, {found['evictions']:,} evictions meanwhile: "
+            f"{found['different_from_alone']} answers differed from what that user gets alone. A mix-up of two users would "
+            f"show in {apart:.0f} % of requests."
+        )
+    if found := result.get("memory"):
+        held = found["resident_mib"]
+        lines.append(
+            f"- Memory: {found['minutes']:.0f} minutes, {found['requests']:,} requests for {found['users']:,} users and "
+            f"{found['assemblies']} assemblies: {held['at_a_fifth']:,} MiB after a fifth, {held['end']:,} MiB at the end, "
+            f"{found['mib_per_minute_after_a_fifth']:.1f} MiB a minute."
+        )
+    if found := result.get("failover"):
+        lines.append(
+            f"- A replica killed: of {found['requests']:,} requests of {found['clients']} clients, "
+            f"{found['failed_first_tries']} failed at first (statuses {found['first_tries']}), all begun within "
+            f"{found['they_began_within_s']} s of each other; sent again they ended {found['last_tries']}."
+        )
+    return "\n".join(lines or ["Not recorded yet."]) + "\n"
+
+
+def with_load(part: Result) -> Result:
+    """A part whose machine knows the load, as `origin` wants it."""
+    return part | {"load_average_at_start": part["machine"]["load_average_at_start"]}
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "training": ("training", training),
     "training_cores": ("training", cores),
@@ -131,6 +203,9 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "warm_start": ("training", warm),
     "assembly": ("assembly", assembly),
     "pool_fetch": ("pool_fetch", fetch),
+    "serving": ("serving", serving),
+    "cold_path": ("serving", cold),
+    "serving_counts": ("serving", serving_counts),
 }
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from perpcs.assembly.assembler import Assembler
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.config import ExperimentConfig
@@ -17,7 +15,7 @@ from perpcs.records import PoolSpec
 from storage.folders import local_folder
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
-from storage.masks import sharer_subset, sharing_mask
+from storage.masks import shared_mask
 from storage.population import read_task
 
 
@@ -61,17 +59,11 @@ def open_pieces(
 
 def shared_part(pieces: Pieces, assembly: AssemblyConfig, *, seed: int) -> Pieces:
     """What `assembly.sharers` and `assembly.sharing_ratio` leave of a pool: what is left at fewer is left at more."""
-    if not assembly.sharers and assembly.sharing_ratio == 1:
-        return pieces
-    live = np.flatnonzero(pieces.live)
-    ids = [pieces.ids[i] for i in live]
     names = [p.name for p in pieces.spec.projections]
-    mask = sharing_mask(ids, names, ratio=assembly.sharing_ratio, seed=seed)
-    if assembly.sharers:
-        mask &= sharer_subset(ids, count=assembly.sharers, seed=seed)[:, None]
-    shared = np.zeros((len(pieces.ids), len(names)), bool)
-    shared[live] = mask
-    return PartialPieces(pieces, shared)
+    mask = shared_mask(
+        pieces.ids, pieces.live, names, sharers=assembly.sharers, ratio=assembly.sharing_ratio, seed=seed
+    )
+    return pieces if mask is None else PartialPieces(pieces, mask)
 
 
 def open_assembler(

@@ -8,22 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from perpcs.assembly.merge import Merge
 from perpcs.config import as_flat_dict, load_config
-from perpcs.config.schema import Problems
+from perpcs.config.checks import Problems, above_zero, at_least
 from perpcs.errors import ConfigError
 
 RuleName = Literal["gradient", "gradient_global", "gate", "gate_batches", "retrieval"]
-
-
-def _at_least(part: object, low: float, *keys: str) -> Problems:
-    for key in keys:
-        if getattr(part, key) < low:
-            yield key, f"must be at least {low:g}"
-
-
-def _above_zero(part: object, *keys: str) -> Problems:
-    for key in keys:
-        if getattr(part, key) <= 0:
-            yield key, "must be above 0"
 
 
 @dataclass(frozen=True)
@@ -79,11 +67,11 @@ class LimitsConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(
+        yield from at_least(
             self, 1, "body_bytes", "history_items", "history_characters", "prompt_characters", "max_tokens",
             "choices", "burst", "concurrent",
         )  # fmt: skip
-        yield from _above_zero(self, "requests_per_second", "request_seconds")
+        yield from above_zero(self, "requests_per_second", "request_seconds")
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ class AssembleConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "top_k", "waiting")
+        yield from at_least(self, 1, "top_k", "waiting")
         if self.max_top_k < self.top_k:
             yield "max_top_k", f"must be at least assembly.top_k ({self.top_k})"
 
@@ -135,10 +123,8 @@ class EngineSection:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(
-            self, 1, "slots", "requests", "cache_tokens", "step_tokens", "waiting", "loaders"
-        )
-        yield from _at_least(self, 0, "piece_cache_bytes", "threads")
+        yield from at_least(self, 1, "slots", "requests", "cache_tokens", "step_tokens", "waiting", "loaders")
+        yield from at_least(self, 0, "piece_cache_bytes", "threads")
 
 
 @dataclass(frozen=True)
@@ -151,6 +137,10 @@ class ReplicasConfig:
     """Engine replicas at most; above `min` Serve scales by load."""
     target_ongoing: float = 16.0
     """Requests per replica that scaling aims at."""
+    upscale_s: float = 15.0
+    """Seconds of more load than that before a replica is added."""
+    downscale_s: float = 300.0
+    """Seconds of less before one is drained and taken away. A replica takes a while to start, so be slow."""
     cpus: float = 1.0
     """CPUs per replica."""
     gpus: float = 0.0
@@ -172,10 +162,18 @@ class ReplicasConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "min", "max_ongoing", "max_queued", "ingress")
-        yield from _at_least(self, 0, "gpus")
-        yield from _above_zero(
-            self, "cpus", "target_ongoing", "health_period_s", "health_timeout_s", "drain_s", "ingress_cpus"
+        yield from at_least(self, 1, "min", "max_ongoing", "max_queued", "ingress")
+        yield from at_least(self, 0, "gpus")
+        yield from above_zero(
+            self,
+            "cpus",
+            "target_ongoing",
+            "upscale_s",
+            "downscale_s",
+            "health_period_s",
+            "health_timeout_s",
+            "drain_s",
+            "ingress_cpus",
         )
         if self.max < self.min:
             yield "max", f"must be at least replicas.min ({self.min})"
@@ -195,7 +193,7 @@ class StoreConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _above_zero(self, "poll_s", "tidy_s")
+        yield from above_zero(self, "poll_s", "tidy_s")
 
 
 @dataclass(frozen=True)
@@ -251,6 +249,13 @@ def reconfigured(config: ServeConfig, user_config: Mapping[str, Any]) -> ServeCo
             )
     kept = [_override(k, v) for k, v in as_flat_dict(config).items() if k.startswith(CHANGEABLE)]
     changed = load(None, [*kept, *(_override(key, value) for key, value in changes.items())])
+    for key in ("limits.max_tokens", "assembly.max_top_k"):
+        part, name = key.split(".")
+        most, wanted = getattr(getattr(config, part), name), getattr(getattr(changed, part), name)
+        if wanted > most:
+            raise ConfigError(
+                f"user_config: {key}: {wanted} is above {most}, for which the engines were made; restart"
+            )
     return replace(config, limits=changed.limits, assembly=changed.assembly)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable, Mapping
 
 from perpcs.errors import ConfigError
@@ -11,10 +12,12 @@ from serve.identity import ANYBODY, SCOPES, Identity
 from serve.jwt_auth import JwtVerifier
 from serve.throttle import Allowance
 from serve.token_file import TokenBook
+from storage.files import is_remote
 from storage.layout import Paths
 
+HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 DEVELOPER = Identity("dev", "dev", (ANYBODY,), SCOPES)
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "testserver")
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Doorman:
@@ -26,10 +29,9 @@ class Doorman:
         auth = config.auth
         self.open = auth.open_on_loopback
         self._jwt = JwtVerifier(auth.jwt) if auth.jwt.key_file else None
-        path = auth.tokens or Paths.of(config.experiment).tokens
         # With signed tokens there need be no file, unless one is named.
         needed = not self.open and (self._jwt is None or bool(auth.tokens))
-        self._book = TokenBook(path) if needed else None
+        self._book = TokenBook(_token_file(config)) if needed else None
         if self.open and self._jwt is not None:
             raise ConfigError("auth.open_on_loopback: signed tokens are configured too; choose one")
 
@@ -52,9 +54,10 @@ class Doorman:
             return True
         if any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip")):
             return False
-        name = headers.get("host", "")
-        bare = name if name.endswith("]") else name.rsplit(":", 1)[0] if ":" in name else name
-        return is_loopback(client or "") and bare in _LOCAL_NAMES
+        # A page from elsewhere that is open in this machine's browser names itself.
+        origin = headers.get("origin")
+        names = [headers.get("host", ""), *([] if origin is None else [origin.partition("://")[2]])]
+        return is_loopback(client or "") and all(_without_port(name) in _LOCAL_NAMES for name in names)
 
     def allowance(self, identity: Identity) -> Allowance:
         """The token's own limits, or the service's; shared out among the replicas of the HTTP layer."""
@@ -70,9 +73,23 @@ class Doorman:
         return min(most, identity.limits.max_tokens or most)
 
 
+def _token_file(config: ServeConfig) -> str:
+    path = config.auth.tokens or Paths.of(config.experiment).tokens
+    if is_remote(path):
+        raise ConfigError(
+            f"auth.tokens: {path}: tokens are read from a file of this machine; make one (python -m serve.tokens new "
+            "tokens.json) and name it"
+        )
+    return path
+
+
+def _without_port(name: str) -> str:
+    return name if name.endswith("]") else name.rsplit(":", 1)[0] if ":" in name else name
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address or name is this machine's own."""
-    if host in ("localhost", "testclient"):
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -83,6 +100,10 @@ def is_loopback(host: str) -> bool:
 def require_loopback(config: ServeConfig, hosts: Iterable[str]) -> None:
     """Raises ConfigError when the service would be open to others."""
     if config.auth.open_on_loopback:
+        if os.environ.get(HA_PROXY) == "1":
+            raise ConfigError(
+                f"auth.open_on_loopback: with {HA_PROXY}=1 replicas listen on all interfaces; unset it, or make tokens"
+            )
         for host in hosts:
             if not is_loopback(host):
                 raise ConfigError(

@@ -5,12 +5,12 @@ A mark is a time under a hash of the owner's name; it is removed when no assembl
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 from perpcs.errors import StoreError
+from serve.notes import drop_old, file_name, read_note
 from serve.recipes import Owner
-from storage.files import exists, join, read_json, remove, walk, write_json
+from storage.files import join, write_json
 
 KEEP_S = 3600.0
 
@@ -27,22 +27,15 @@ class Forgotten:
 
     def since(self, owner: Owner, asked: float) -> bool:
         """Whether the owner was forgotten at or after that time."""
-        place = self._place(owner)
-        if not exists(place):
-            return False
         try:
-            return float(read_json(place)["at"]) >= asked
+            note = read_note(self._place(owner))
         except StoreError:
-            return exists(place)  # removed meanwhile: too old to matter
+            return True  # there is a mark that cannot be read: rather keep nothing
+        return note is not None and float(note["at"]) >= asked
 
     def tidy(self) -> None:
         """Remove old marks."""
-        for place, _ in walk(self._folder):
-            try:
-                if float(read_json(place)["at"]) < time.time() - KEEP_S:
-                    remove(place)
-            except StoreError:
-                continue  # another replica was first
+        drop_old(self._folder, keep_s=KEEP_S)
 
     def _place(self, owner: Owner) -> str:
-        return join(self._folder, f"{hashlib.sha256(owner.id.encode()).hexdigest()}.json")
+        return join(self._folder, f"{file_name(owner)}.json")

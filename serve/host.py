@@ -26,7 +26,7 @@ from serve.forgotten import Forgotten
 from serve.loading import engine_limits, make_bank, open_experiment
 from serve.messages import Ask, Event, ModelCard, Order, Summary
 from serve.metrics import METRICS
-from serve.pool import ServedPool
+from serve.pool import ServedPool, Sharing
 from serve.recipes import Owner, ServedRecipes
 from serve.text import Reader
 from serve.tickets import Tickets
@@ -46,9 +46,12 @@ class Host:
         self._opened = opened = open_experiment(config)
         self._opened_at = int(time.time())
         folder = config.store.folder or opened.paths.served
+        made = opened.experiment
         self._pool = ServedPool(
-            opened.paths, opened.base.fingerprint, cache_bytes=config.engine.piece_cache_bytes
-        )
+            opened.paths, opened.base.fingerprint,
+            Sharing(made.assembly.sharers, made.assembly.sharing_ratio, made.seed),
+            cache_bytes=config.engine.piece_cache_bytes,
+        )  # fmt: skip
         self._recipes, self._forgotten = ServedRecipes(folder), Forgotten(folder)
         self._tickets = Tickets(folder)
         parts = Parts(opened, self._pool, self._recipes, self._forgotten)
@@ -65,16 +68,12 @@ class Host:
     async def card(self) -> ModelCard:
         """What is served."""
         task = self._opened.prompter.task
-        pieces = self._pool.now("")
         return ModelCard(
             name=self._name,
             created=self._opened_at,
             task=task.name,
             fields=task.fields,
             labels=task.labels,
-            fingerprint=self._opened.base.fingerprint,
-            layers=1 + max(p.layer for p in self._pool.spec.projections),
-            sharers=int(pieces.live.sum()),
         )
 
     async def generate(self, ask: Ask) -> AsyncGenerator[list[Event]]:

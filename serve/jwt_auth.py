@@ -11,6 +11,8 @@ from serve.config import JwtConfig
 from serve.identity import ANYBODY, SCOPES, TENANT, USER, Identity
 
 LEEWAY_S = 5
+LONGEST = 8192
+"""Characters of a token; nothing longer is looked into."""
 
 
 class JwtVerifier:
@@ -31,23 +33,33 @@ class JwtVerifier:
         """What the token allows; None when anything about it is not right."""
         import jwt
 
+        if len(token) > LONGEST:
+            return None
         options: Any = {"require": ["exp", "aud", "sub", *(["iss"] if self.config.issuer else [])]}
         try:
             claims = jwt.decode(
                 token, self._key, algorithms=[self.config.algorithm], audience=self.config.audience,
                 issuer=self.config.issuer or None, options=options, leeway=LEEWAY_S,
             )  # fmt: skip
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):
             return None
         return _identity(claims)
 
     def _check_key(self) -> None:
+        import jwt
+
         public = self._key.startswith("-----BEGIN PUBLIC KEY")
         if self.config.algorithm == "HS256":
             if self._key.startswith("-----BEGIN") or len(self._key) < 32:
                 raise ConfigError("auth.jwt.key_file: HS256 needs a secret of at least 32 characters")
         elif not public:
             raise ConfigError(f"auth.jwt.key_file: {self.config.algorithm} needs a public key in PEM form")
+        try:
+            jwt.get_algorithm_by_name(self.config.algorithm).prepare_key(self._key)
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"auth.jwt.key_file: {self.config.key_file}: is no key for {self.config.algorithm}; name another"
+            ) from error
 
 
 def _identity(claims: dict[str, Any]) -> Identity | None:

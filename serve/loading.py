@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from perpcs.assembly.merge import merged_rank
-from perpcs.config import ExperimentConfig, load_config
+from perpcs.config import ExperimentConfig
 from perpcs.errors import ConfigError
 from perpcs.generate.limits import EngineConfig
 from perpcs.generate.paged import PageConfig
@@ -20,7 +18,8 @@ from perpcs.population.prompts import Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import PoolSpec
 from serve.config import ServeConfig
-from storage.files import exists, is_remote, local, read_bytes
+from serve.experiment import read_experiment
+from storage.files import exists
 from storage.folders import local_folder
 from storage.layout import Paths
 from storage.population import read_task
@@ -46,7 +45,7 @@ def open_experiment(config: ServeConfig) -> Opened:
             f"experiment: {config.experiment!r} holds no finished experiment; run one first "
             "(make quickstart), or name its folder"
         )
-    cfg = _read_config(paths.config)
+    cfg = read_experiment(paths.config)
     device = config.engine.device or cfg.base.device
     base = load_base(
         local_folder(paths.base, named_by=FINGERPRINT_FILE),
@@ -58,15 +57,6 @@ def open_experiment(config: ServeConfig) -> Opened:
     prompter = Prompter(get_task(read_task(paths.population)), base.tokenizer, cfg.prompt)
     twin = Base(share_weights(base.model), base.tokenizer, base.fingerprint)
     return Opened(cfg, paths, base, twin, prompter)
-
-
-def _read_config(uri: str) -> ExperimentConfig:
-    if not is_remote(uri):
-        return load_config(local(uri))
-    with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / "config.yaml"
-        copied.write_bytes(read_bytes(uri))
-        return load_config(copied)
 
 
 def share_weights(model: BankedModel) -> BankedModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from perpcs.errors import PerpcsError
 from perpcs.generate.sampling import Sampling
 from perpcs.records import Item
 from serve.recipes import Owner
@@ -116,9 +117,14 @@ class ModelCard:
     fields: tuple[str, ...]
     """Fields of a history item."""
     labels: tuple[str, ...]
-    fingerprint: str
-    layers: int
-    sharers: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error of ours on its way to the HTTP layer, as an answer: were it raised on a replica, Ray would log a
+    traceback for every ordinary 4xx."""
+
+    error: PerpcsError
 
 
 Summary = dict[str, Any]

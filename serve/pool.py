@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,17 +16,27 @@ from serve.errors import StaleRecipeError
 from storage.cache import PieceCache
 from storage.lance_pieces import LancePieces
 from storage.layout import Paths
+from storage.masks import shared_mask
 from storage.pool import Pool
 
 STALE = "the assembled model was made with pieces or a base that are gone; assemble it again"
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How much of the pool is assembled from, as the experiment says it."""
+
+    sharers: int = 0
+    ratio: float = 1.0
+    seed: int = 0
+
+
 class ServedPool:
     """Thread-safe. A sharer who withdraws is chosen no more from the next assembly on, on every replica."""
 
-    def __init__(self, paths: Paths, fingerprint: str, *, cache_bytes: int) -> None:
+    def __init__(self, paths: Paths, fingerprint: str, sharing: Sharing, *, cache_bytes: int) -> None:
         """Raises StoreError when there is no pool, MismatchError when it was made with another base."""
-        self.fingerprint = fingerprint
+        self.fingerprint, self.sharing = fingerprint, sharing
         self.cache = PieceCache(cache_bytes)
         self._folder = paths.indexes
         self._pool = Pool.open(paths.pool)
@@ -40,12 +51,19 @@ class ServedPool:
         self._version = 0
 
     def now(self, tenant: str) -> PartialPieces:
-        """What a tenant's users are assembled from: sharers of nobody in particular, and the tenant's own."""
+        """What a tenant's users are assembled from: sharers of nobody in particular, and the tenant's own; of these, what
+        the experiment's `assembly.sharers` and `assembly.sharing_ratio` leave."""
         with self._lock:
             self._refresh()
             pieces = self._at(self._version)
         allowed = pieces.view.of_tenants("", tenant)
-        return PartialPieces(pieces, np.repeat(allowed[:, None], len(self.spec.projections), axis=1))
+        mask = shared_mask(
+            pieces.ids, pieces.live & allowed, [p.name for p in self.spec.projections],
+            sharers=self.sharing.sharers, ratio=self.sharing.ratio, seed=self.sharing.seed,
+        )  # fmt: skip
+        if mask is None:
+            mask = np.repeat(allowed[:, None], len(self.spec.projections), axis=1)
+        return PartialPieces(pieces, mask)
 
     def adapter(self, recipe: Recipe) -> Adapter:
         """What a recipe stands for. Raises StaleRecipeError when that cannot be made any more."""

@@ -13,7 +13,7 @@ from perpcs.errors import PerpcsError
 from perpcs.generate.requests import BusyError
 from perpcs.lora.peft_export import PeftFiles
 from serve.errors import ReplicaLostError
-from serve.messages import Ask, Event, ModelCard, Order, Summary
+from serve.messages import Ask, Event, ModelCard, Order, Refusal, Summary
 from serve.metrics import PREFIX
 from serve.recipes import Owner
 
@@ -33,7 +33,7 @@ class RemoteBackend:
         finished = False
         try:
             async for batch in batches:
-                yield batch
+                yield _raised(batch)
             finished = True
         except Exception as error:
             finished = True
@@ -115,9 +115,9 @@ def _page(url: str) -> str:
         return ""  # a node that is gone has nothing to tell
 
 
-async def _result(response: Awaitable[T]) -> T:
+async def _result(response: Awaitable[T | Refusal]) -> T:
     try:
-        return await response
+        return _raised(await response)
     except Exception as error:
         raise translated(error) from None
 
@@ -134,6 +134,12 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, RayActorError):
         return ReplicaLostError("the replica that worked on this has ended; send the request again")
     return error
+
+
+def _raised(answer: T | Refusal) -> T:
+    if isinstance(answer, Refusal):
+        raise answer.error
+    return answer
 
 
 def listening_hosts() -> list[str]:

@@ -6,17 +6,16 @@ and the history, which is never stored, has to be sent again.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 import threading
 import time
 from typing import Any
 
-from perpcs.errors import StoreError
 from serve.messages import Summary
+from serve.notes import drop_old, file_name, read_note
 from serve.recipes import Owner
-from storage.files import exists, join, read_json, remove, walk, write_json
+from storage.files import join, remove, walk, write_json
 
 ALIVE_S = 10.0
 LOST_S = 60.0
@@ -54,11 +53,7 @@ class Tickets:
         """The state; None for a ticket that is not this owner's."""
         if not _FORM.fullmatch(ticket):
             return None
-        place = self._place(owner, ticket)
-        try:
-            state = read_json(place) if exists(place) else None
-        except StoreError:
-            return None
+        state = read_note(self._place(owner, ticket))
         if state is None:
             return None
         if state["status"] in _OPEN and state["at"] < time.time() - LOST_S:
@@ -82,15 +77,10 @@ class Tickets:
 
     def tidy(self) -> None:
         """Remove old ones."""
-        for place, _ in walk(self._folder):
-            try:
-                if float(read_json(place)["at"]) < time.time() - KEEP_S:
-                    remove(place)
-            except StoreError:
-                continue  # another replica was first
+        drop_old(self._folder, keep_s=KEEP_S)
 
     def _of(self, owner: Owner) -> str:
-        return join(self._folder, hashlib.sha256(owner.id.encode()).hexdigest())
+        return join(self._folder, file_name(owner))
 
     def _place(self, owner: Owner, ticket: str) -> str:
         return join(self._of(owner), f"{ticket}.json")

@@ -56,3 +56,22 @@ def _uniform(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
     return (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def shared_mask(
+    ids: Sequence[str], live: np.ndarray, names: Sequence[str], *, sharers: int, ratio: float, seed: int
+) -> np.ndarray | None:
+    """[n, P] bool: what `assembly.sharers` and `assembly.sharing_ratio` leave of a pool; None: all of it.
+
+    What is left at fewer is left at more. live [n] bool: who is in the pool.
+    """
+    if not sharers and ratio == 1:
+        return None
+    there = np.flatnonzero(live)
+    members = [ids[int(i)] for i in there]
+    mask = sharing_mask(members, names, ratio=ratio, seed=seed)
+    if sharers:
+        mask &= sharer_subset(members, count=sharers, seed=seed)[:, None]
+    shared = np.zeros((len(ids), len(names)), bool)
+    shared[there] = mask
+    return shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -31,12 +32,21 @@ class Service:
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     """Assemblies that nobody waits for."""
     _card: ModelCard | None = None
+    _ready_at: float = float("-inf")
 
     async def card(self) -> ModelCard:
         """What is served; asked for once."""
         if self._card is None:
             self._card = await self.backend.card()
         return self._card
+
+    async def ready(self) -> None:
+        """Returns when an engine has answered within the last second; anybody may ask, so they are not asked more often.
+
+        Raises what the backend raises."""
+        if time.monotonic() - self._ready_at > 1:
+            await self.backend.card()
+            self._ready_at = time.monotonic()
 
     def reconfigure(self, config: ServeConfig) -> None:
         """Take over new limits and defaults."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, None),
@@ -23,6 +23,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"], None),
 }
 """Fields of OpenAI's that we do not have, with the values that ask for nothing."""
+
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can name half of a character ("\\ud800"); no tokenizer takes one.
+        raise ValueError("has half a character (a lone surrogate)") from None
+    return text
+
+
+Written = Annotated[str, AfterValidator(_whole_characters)]
+"""Text that a model may see."""
 
 
 class Form(BaseModel):
@@ -47,7 +60,7 @@ class Sampled(Form):
     temperature: float | None = Field(None, ge=0, le=2, description="0: greedy. Default 1.")
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=128)
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Written | Annotated[list[Written], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -71,13 +84,13 @@ def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
-Words = Annotated[list[str], Field(min_length=1)]
+Words = Annotated[list[Written], Field(min_length=1)]
 
 
 class CompletionForm(Sampled):
     """Body of POST /v1/completions."""
 
-    prompt: str | Words | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
+    prompt: Written | Words | Ids | Annotated[list[Ids], Field(min_length=1)] = Field(
         examples=["description: a ship"]
     )
     max_tokens: int | None = Field(None, ge=1, description="Default 16, as OpenAI's.")
@@ -88,14 +101,14 @@ class TextPart(Form):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Written
 
 
 class Message(Form):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Written | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
     def text(self) -> str:
@@ -113,7 +126,7 @@ class ChatForm(Sampled):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
-HistoryItem = dict[str, str | int]
+HistoryItem = dict[Written, Written | int]
 """A past item: the fields of its task as texts, `date` and `id` where there are any."""
 
 
@@ -136,7 +149,9 @@ class AssemblyForm(Form):
 class AnswerForm(Form):
     """Body of POST /v1/tasks/{task}/answer."""
 
-    input: str = Field(description="The question's text; published LaMP wording is recognised and taken off.")
+    input: Written = Field(
+        description="The question's text; published LaMP wording is recognised and taken off."
+    )
     model: str | None = Field(None, max_length=256, description="As in completions; default: the base.")
     user: str | None = Field(None, max_length=128, description="Answer with this user's assembled model.")
     history: list[HistoryItem] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class Usage:
         }
 
 
-class Shape:
+class Shape(ABC):
     """What completions and chat have in common."""
 
     prefix, whole, part = "", "", ""
@@ -70,12 +71,12 @@ class Shape:
         """What a stream begins a choice with."""
         return []
 
+    @abstractmethod
     def delta(self, event: Event) -> Json:
         """The choice object of a stream for one event."""
-        raise NotImplementedError
 
-    def _choice(self, index: int, pieces: Sequence[Piece], finish: str) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, index: int, pieces: Sequence[Piece], finish: str) -> Json: ...
 
 
 class CompletionShape(Shape):

@@ -28,7 +28,7 @@ async def healthz() -> Any:
 async def readyz(hub: Hub) -> Any:
     """An engine replica answers too."""
     try:
-        await asyncio.wait_for(hub.backend.card(), READY_S)
+        await asyncio.wait_for(hub.ready(), READY_S)
     except (TimeoutError, PerpcsError) as error:
         raise Problem(503, "no engine answers yet", type="server_error", code="not_ready").retry_after(
             2

@@ -6,21 +6,24 @@ has none to show.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from perpcs.config import ExperimentConfig, load_config
+from perpcs.config import ExperimentConfig
 from perpcs.population.prompts import MARKER
 from perpcs.population.synthetic import new_users
 from perpcs.population.tasks import Task, get_task
 from perpcs.records import User
+from serve.experiment import read_experiment
 from storage.layout import Paths
 
 PEOPLE, QUESTIONS = 3, 8
 
 
+@lru_cache(maxsize=4)
 def world_of(experiment: str) -> dict[str, Any]:
-    """For the page. Raises ConfigError where there is no experiment."""
-    cfg = load_config(Paths.of(experiment).config)
+    """For the page; made once, because anybody may ask. Raises ConfigError where there is no experiment."""
+    cfg = read_experiment(Paths.of(experiment).config)
     task = get_task(cfg.population.task)
     return {
         "before": task.prompt("", cfg.prompt.instruction),

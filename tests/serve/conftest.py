@@ -143,16 +143,26 @@ def history(experiment):
 
 
 @pytest.fixture(scope="session")
-def serve_http():
+def free_port():
+    """free_port(): a port that nobody listens on."""
+
+    def free_port():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return free.getsockname()[1]
+
+    return free_port
+
+
+@pytest.fixture(scope="session")
+def serve_http(free_port):
     """serve_http(app): the address of a uvicorn server over it, in a thread."""
     import uvicorn
 
     servers = []
 
     def serve_http(app):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -226,7 +226,7 @@ def test_signed_tokens(tmp_path, change, valid):
     assert verifier.find(jwt.encode(content, other, algorithm="EdDSA")) is None
 
 
-def test_the_open_mode_answers_this_machine_only(experiment, with_settings):
+def test_the_open_mode_answers_this_machine_only(experiment, monkeypatch):
     from perpcs.errors import ConfigError
     from serve.config import load
     from serve.doorman import Doorman, require_loopback
@@ -240,7 +240,56 @@ def test_the_open_mode_answers_this_machine_only(experiment, with_settings):
     assert not doorman.lets_in(None, here)
     assert not doorman.lets_in("127.0.0.1", {"host": "evil.example:8000"})
     assert not doorman.lets_in("127.0.0.1", {**here, "x-forwarded-for": "192.0.2.7"})
+    assert not doorman.lets_in("127.0.0.1", {**here, "origin": "https://evil.example"})
+    assert not doorman.lets_in("127.0.0.1", {**here, "origin": "null"})
+    assert not doorman.lets_in("127.0.0.1", {"host": "testserver"})
+    assert doorman.lets_in("127.0.0.1", {**here, "origin": "http://localhost:8000"})
     require_loopback(config, ["127.0.0.1"])
     for host in ("0.0.0.0", "::", "192.0.2.7"):
         with pytest.raises(ConfigError, match="without asking for tokens"):
             require_loopback(config, [host])
+    monkeypatch.setenv(
+        "RAY_SERVE_ENABLE_HA_PROXY", "1"
+    )  # its replicas listen on all interfaces, whatever it says
+    with pytest.raises(ConfigError, match="RAY_SERVE_ENABLE_HA_PROXY"):
+        require_loopback(config, ["127.0.0.1"])
+
+
+@pytest.mark.parametrize(
+    "token", ["[" * 50_000, "e30." * 3000, "\u00e9.\u00e9.\u00e9", "...", "WyJhIl0.e30.", "A" * 9000]
+)
+def test_a_token_that_is_none_is_no_error(tmp_path, token):
+    import base64
+
+    from serve.config import JwtConfig
+    from serve.jwt_auth import JwtVerifier
+
+    (tmp_path / "key").write_text("s" * 40)
+    verifier = JwtVerifier(JwtConfig(key_file=str(tmp_path / "key"), algorithm="HS256"))
+    assert verifier.find(token) is None
+    deep = base64.urlsafe_b64encode(b"[" * 5000).rstrip(b"=").decode()
+    assert verifier.find(f"{deep}.e30.AAAA") is None
+
+
+def test_a_key_of_another_kind_is_refused_at_the_start(tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from perpcs.errors import ConfigError
+    from serve.config import JwtConfig
+    from serve.jwt_auth import JwtVerifier
+
+    public = (
+        rsa.generate_private_key(65537, 2048)
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    path = tmp_path / "key.pem"
+    path.write_bytes(public)
+    JwtVerifier(JwtConfig(key_file=str(path), algorithm="RS256"))
+    for algorithm in ("EdDSA", "HS256"):
+        with pytest.raises(ConfigError, match=r"auth\.jwt\.key_file"):
+            JwtVerifier(JwtConfig(key_file=str(path), algorithm=algorithm))
+    path.write_bytes(public[:80] + b"\n-----END PUBLIC KEY-----\n")
+    with pytest.raises(ConfigError, match="is no key for RS256"):
+        JwtVerifier(JwtConfig(key_file=str(path), algorithm="RS256"))

@@ -230,3 +230,35 @@ def test_who_withdrew_is_in_no_new_assembly(experiment, open_service, history, t
     assert put(client, "oda", history(0), **everybody).status_code == 200
     answer = client.post("/v1/completions", json={"model": "user:oda", "prompt": "a", "max_tokens": 2})
     assert answer.status_code == 200
+
+
+def test_what_the_experiment_shares_is_what_is_assembled_from(experiment, open_service, history, tmp_path):
+    """`assembly.sharers` and `assembly.sharing_ratio` of the experiment hold when it is served."""
+    import shutil
+
+    import yaml
+    from fastapi.testclient import TestClient
+
+    from storage.masks import sharer_subset, sharing_mask
+
+    copied = tmp_path / "mini"
+    shutil.copytree(experiment.folder, copied)
+    settings = yaml.safe_load((copied / "config.yaml").read_text())
+    settings["assembly"] |= {"sharers": 3, "sharing_ratio": 0.5}
+    (copied / "config.yaml").write_text(yaml.safe_dump(settings))
+    made = open_service(f"experiment={copied}")
+    client = TestClient(made.app, headers={"Authorization": f"Bearer {made.made['acme']}"})
+    put(client, "quinn", history(0), rule="gradient", top_k=7)
+    found = client.get("/v1/users/quinn/assembly?detail=pieces").json()
+    ids = made.host._pool.at(found["pool_version"]).ids
+    members = [i for i in ids if i != "others-own"]
+    names = [p["name"] for p in found["projections"]]
+    three = sharer_subset(members, count=3, seed=0)
+    shared = sharing_mask(members, names, ratio=0.5, seed=0)
+    picked = set()
+    for j, projection in enumerate(found["projections"]):
+        for pick in projection["picks"]:
+            i = members.index(ids[int(pick["sharer"][1:])])
+            assert three[i] and shared[i, j], (pick, projection["name"])
+            picked.add(i)
+    assert picked

@@ -6,29 +6,10 @@ A `check` method yields (key, problem) pairs; the loader makes one line of them,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-Problems = Iterator[tuple[str, str]]
-
-
-def _at_least(part: object, low: float, *keys: str) -> Problems:
-    for key in keys:
-        if getattr(part, key) < low:
-            yield key, f"must be at least {low:g}"
-
-
-def _above_zero(part: object, *keys: str) -> Problems:
-    for key in keys:
-        if getattr(part, key) <= 0:
-            yield key, "must be above 0"
-
-
-def _in(part: object, low: float, high: float, *keys: str) -> Problems:
-    for key in keys:
-        if not low <= getattr(part, key) <= high:
-            yield key, f"must be between {low:g} and {high:g}"
+from perpcs.config.checks import Problems, above_zero, at_least, within
 
 
 @dataclass(frozen=True)
@@ -58,13 +39,13 @@ class SyntheticConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(
+        yield from at_least(
             self, 1, "archetypes", "factors", "base_users", "candidates", "targets", "history", "queries"
         )
-        yield from _at_least(self, 0, "spread", "history_least")
+        yield from at_least(self, 0, "spread", "history_least")
         if self.history_least > self.history:
             yield "history_least", f"must be at most population.synthetic.history ({self.history})"
-        yield from _in(self, 0, 1, "noise")
+        yield from within(self, 0, 1, "noise")
 
 
 @dataclass(frozen=True)
@@ -86,10 +67,10 @@ class SplitConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _in(self, 0.01, 0.99, "base")
-        yield from _in(self, 0, 1, "irrelevant")
-        yield from _at_least(self, 0, "targets", "max_history", "target_history")
-        yield from _at_least(self, 1, "min_history")
+        yield from within(self, 0.01, 0.99, "base")
+        yield from within(self, 0, 1, "irrelevant")
+        yield from at_least(self, 0, "targets", "max_history", "target_history")
+        yield from at_least(self, 1, "min_history")
 
 
 @dataclass(frozen=True)
@@ -132,8 +113,8 @@ class PromptConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 16, "max_length")
-        yield from _at_least(self, 1, "max_label", "profile_labels")
+        yield from at_least(self, 16, "max_length")
+        yield from at_least(self, 1, "max_label", "profile_labels")
         if self.max_label > self.max_length // 2:
             yield "max_label", f"must be at most half of prompt.max_length ({self.max_length})"
 
@@ -155,9 +136,9 @@ class TinyConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "layers", "heads", "kv_heads", "steps", "batch")
-        yield from _in(self, 0, 1, "prompt_loss")
-        yield from _at_least(self, 300, "vocab")
+        yield from at_least(self, 1, "layers", "heads", "kv_heads", "steps", "batch")
+        yield from within(self, 0, 1, "prompt_loss")
+        yield from at_least(self, 300, "vocab")
         if self.hidden % (2 * self.heads):
             yield "hidden", f"must be a multiple of twice base.tiny.heads ({2 * self.heads})"
         if self.heads % self.kv_heads:
@@ -187,10 +168,10 @@ class AdaptConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "steps", "batch", "rank", "workers")
-        yield from _at_least(self, 0, "weight_decay", "checkpoint_s")
-        yield from _in(self, 0, 1, "retrieved")
-        yield from _above_zero(self, "lr", "clip", "alpha")
+        yield from at_least(self, 1, "steps", "batch", "rank", "workers")
+        yield from at_least(self, 0, "weight_decay", "checkpoint_s")
+        yield from within(self, 0, 1, "retrieved")
+        yield from above_zero(self, "lr", "clip", "alpha")
 
 
 @dataclass(frozen=True)
@@ -224,10 +205,10 @@ class LoraConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "rank")
-        yield from _at_least(self, 0, "layers")
-        yield from _in(self, 0, 0.9, "dropout")
-        yield from _above_zero(self, "alpha")
+        yield from at_least(self, 1, "rank")
+        yield from at_least(self, 0, "layers")
+        yield from within(self, 0, 0.9, "dropout")
+        yield from above_zero(self, "alpha")
         if not self.targets:
             yield "targets", "must name at least one linear layer"
 
@@ -253,9 +234,9 @@ class TrainConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "steps", "batch", "pack")
-        yield from _at_least(self, 0, "warmup", "weight_decay", "stop_loss")
-        yield from _above_zero(self, "lr", "clip")
+        yield from at_least(self, 1, "steps", "batch", "pack")
+        yield from at_least(self, 0, "warmup", "weight_decay", "stop_loss")
+        yield from above_zero(self, "lr", "clip")
 
 
 @dataclass(frozen=True)
@@ -275,8 +256,8 @@ class KindsConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "steps", "batch", "virtual_tokens")
-        yield from _above_zero(self, "prompt_lr", "ia3_lr", "clip")
+        yield from at_least(self, 1, "steps", "batch", "virtual_tokens")
+        yield from above_zero(self, "prompt_lr", "ia3_lr", "clip")
 
 
 @dataclass(frozen=True)
@@ -293,8 +274,8 @@ class SelectConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "count")
-        yield from _at_least(self, 0, "min_history")
+        yield from at_least(self, 1, "count")
+        yield from at_least(self, 0, "min_history")
 
 
 @dataclass(frozen=True)
@@ -315,8 +296,8 @@ class PoolConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _in(self, 0, 0.9, "holdout")
-        yield from _in(self, 1, 256, "sketch")
+        yield from within(self, 0, 0.9, "holdout")
+        yield from within(self, 1, 256, "sketch")
 
 
 @dataclass(frozen=True)
@@ -352,10 +333,10 @@ class AssemblyConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "top_k", "batch_items", "items_per_pass", "shortlist")
-        yield from _at_least(self, 0, "max_items", "sharers")
-        yield from _above_zero(self, "temperature", "gradient_temperature", "sharing_ratio")
-        yield from _in(self, 0, 1, "sharing_ratio")
+        yield from at_least(self, 1, "top_k", "batch_items", "items_per_pass", "shortlist")
+        yield from at_least(self, 0, "max_items", "sharers")
+        yield from above_zero(self, "temperature", "gradient_temperature", "sharing_ratio")
+        yield from within(self, 0, 1, "sharing_ratio")
 
 
 @dataclass(frozen=True)
@@ -384,9 +365,9 @@ class EvaluateConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 0, "max_queries")
-        yield from _at_least(self, 1, "batch", "retrieve")
-        yield from _at_least(self, 100, "resamples")
+        yield from at_least(self, 0, "max_queries")
+        yield from at_least(self, 1, "batch", "retrieve")
+        yield from at_least(self, 100, "resamples")
         if not self.methods:
             yield "methods", "must name at least one method"
 
@@ -415,9 +396,9 @@ class RayConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 1, "workers")
-        yield from _at_least(self, 0, "gpus", "threads", "retries", "memory")
-        yield from _above_zero(self, "cpus")
+        yield from at_least(self, 1, "workers")
+        yield from at_least(self, 0, "gpus", "threads", "retries", "memory")
+        yield from above_zero(self, "cpus")
         if self.address == "none" and self.workers > 1:
             yield "workers", "must be 1 with ray.address=none, which has no Ray to start workers"
 
@@ -446,6 +427,6 @@ class ExperimentConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from _at_least(self, 0, "seed")
+        yield from at_least(self, 0, "seed")
         if not self.experiment.strip():
             yield "experiment", "must be a folder"

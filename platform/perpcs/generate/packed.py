@@ -120,11 +120,13 @@ def packed_delta_loop(
 class PackedSource:
     """`DeltaSource` of one step of continuous batching."""
 
-    def __init__(self, bank: AdapterBank, packing: Packing) -> None:
-        self.bank, self.packing = bank, packing
+    def __init__(self, bank: AdapterBank, packing: Packing, *, rank: int | None = None) -> None:
+        """rank: of the adapters in this step; what the bank has beyond it is zero and left out. None: the bank's."""
+        self.bank, self.packing, self.rank = bank, packing, rank or bank.rank
 
     def delta(self, projection: Projection, x_1Ti: Tensor) -> Tensor:
         """[1, T, i] -> [1, T, o]; see `DeltaSource`."""
         assert x_1Ti.shape[:2] == (1, self.packing.tokens), x_1Ti.shape
         a_Sri, b_Sor = self.bank.factors(projection.name)
+        a_Sri, b_Sor = a_Sri[:, : self.rank], b_Sor[:, :, : self.rank]
         return packed_delta(x_1Ti[0], a_Sri, b_Sor, self.packing, scale=self.bank.scale).unsqueeze(0)

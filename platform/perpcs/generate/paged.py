@@ -95,7 +95,8 @@ class PagedRunner:
         slots = [slot for request_id, n in rows for slot in [self._slots[request_id]] * n]
         if self.bank is None or all(slot == BASE for slot in slots):
             return None
-        return PackedSource(self.bank, Packing.of(slots, device=self.model.device))
+        rank = self.bank.rank_among(set(slots) - {BASE})
+        return PackedSource(self.bank, Packing.of(slots, device=self.model.device), rank=rank)
 
     def _inputs(self, io: Any) -> dict[str, Any]:
         inputs = dict(io.get_model_kwargs())

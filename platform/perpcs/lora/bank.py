@@ -10,7 +10,7 @@ accumulate in place into views of one [S, D] buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ class AdapterBank:
             shapes[f"{p.name}/a"] = (rank, p.d_in)
             shapes[f"{p.name}/b"] = (p.d_out, rank)
         self.parameters = SlotParameters(shapes, slots, device=device)
+        self._loaded_rank: dict[int, int] = {}
 
     @property
     def slots(self) -> int:
@@ -97,6 +98,11 @@ class AdapterBank:
         """(a [S, r, i], b [S, o, r]) of one projection: live views."""
         views = self.parameters.views
         return views[f"{projection}/a"], views[f"{projection}/b"]
+
+    def rank_among(self, slots: Iterable[int]) -> int:
+        """Rows of A beyond this are zero in all these slots, so products may leave them out. Counts for slots that were
+        filled by `load` and not written to since; for others it is the bank's rank."""
+        return max((self._loaded_rank.get(slot, self.rank) for slot in slots), default=self.rank)
 
     def scale_of(self, slot: int) -> float:
         """The factor of one slot's correction."""
@@ -121,6 +127,7 @@ class AdapterBank:
         if not checked:
             self.check(adapter)
         self.parameters.flat[slot].zero_()
+        self._loaded_rank[slot] = max((len(a) for a, _ in adapter.values()), default=0)
         for name, (a, b) in adapter.items():
             a_Sri, b_Sor = self.factors(name)
             a_Sri[slot, : a.shape[0]].copy_(a)

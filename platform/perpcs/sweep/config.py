@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perpcs.config.checks import Problems
 from perpcs.config.load import COMMAND_LINE, LEAVES, Draft, parse_value
-from perpcs.config.schema import Problems
 from perpcs.config.values import build, convert, hints, refuse
 from perpcs.errors import ConfigError
 from perpcs.evaluation.methods import get_methods
