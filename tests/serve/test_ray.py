@@ -104,7 +104,9 @@ def actors():
     """Names of the replicas' actors."""
     from ray.util import list_named_actors
 
-    return sorted(a["name"] for a in list_named_actors(all_namespaces=True) if "#perpcs#" in a["name"])
+    names = sorted(a["name"] for a in list_named_actors(all_namespaces=True) if "::perpcs#" in a["name"])
+    assert names
+    return names
 
 
 def until_answered(http, seconds=120.0):
