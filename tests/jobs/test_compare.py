@@ -39,9 +39,10 @@ def runs(tmp_path):
 def test_two_runs_make_the_pages_and_the_table(runs, tmp_path, capsys):
     out = tmp_path / "pages"
     assert run_program([*runs, "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {"compare.md", "compare.html"}
+    assert {path.name for path in out.iterdir()} == {"compare.md", "compare.html", "overview.md"}
     assert "demo (2 seeds)" in capsys.readouterr().out
     assert "| demo (2 seeds) | own | adapted |" in (out / "compare.md").read_text()
+    assert "| demo: " in (out / "overview.md").read_text()
 
 
 def test_a_results_file_will_do_as_well(runs, tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +30,12 @@ def test_shares_are_neighbours():
     assert shares("", 4) == [""]
 
 
-def squares(base, parts):
+def squares(base, folder, together, parts):
+    """Waits for as many processes as are meant to work at the same time: each may be done before the next begins."""
+    Path(folder, str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < together and time.monotonic() < until:
+        time.sleep(0.01)
     return [(base, [n * n for n in part], os.getpid()) for part in parts]
 
 
@@ -36,9 +43,12 @@ def refuse(parts):
     raise DataError(f"no {parts[0]}")
 
 
-def test_the_same_comes_out_of_any_number_of_tasks(local_ray):
+def test_the_same_comes_out_of_any_number_of_tasks(local_ray, tmp_path):
     parts = [[1, 2], [3], [4, 5]]
-    one, three = (spread(squares, "x", parts=parts, cfg=RayConfig(workers=n)) for n in (1, 3))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "three").mkdir()
+    one = spread(squares, "x", str(tmp_path / "one"), 1, parts=parts, cfg=RayConfig(workers=1))
+    three = spread(squares, "x", str(tmp_path / "three"), 2, parts=parts, cfg=RayConfig(workers=3))
     assert (
         [found[:2] for found in one]
         == [found[:2] for found in three]
