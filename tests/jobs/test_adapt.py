@@ -1,0 +1,62 @@
+"""Task adaptation by several workers of Ray Train, one of which is killed."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs import adapt, ingest
+
+pytestmark = pytest.mark.slow
+TOGETHER = ("base.adapt.workers=2", "base.adapt.checkpoint_s=0", "base.adapt.steps=200")
+
+
+def weights(folder):
+    return load_file(next((folder / "base").glob("*.safetensors")))
+
+
+class Killer(threading.Thread):
+    """SIGKILL to one of the training workers as soon as a state was kept."""
+
+    def __init__(self, folder):
+        super().__init__(daemon=True)
+        self.folder, self.kept, self.early = folder, None, False
+
+    def run(self):
+        while self.kept is None:
+            self.kept = next((self.folder / "adapting").glob("*.safetensors"), None)
+            time.sleep(0.01)
+        family = psutil.Process().children(recursive=True)
+        worker = next(p for p in family if "RayTrainWorker" in " ".join(p.cmdline()))
+        self.early = not (self.folder / "base").exists()
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_two_workers_of_which_one_dies_make_the_base_that_one_makes(mini, local_ray, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, overrides in ((alone, TOGETHER[1:]), (together, TOGETHER)):
+        cfg = mini(folder, *overrides)
+        ingest.STAGE(cfg)
+        if folder == together:
+            killer = Killer(folder)
+            killer.start()
+        adapt.STAGE(cfg)
+    killer.join(10)
+    assert killer.kept and killer.early, "a state was kept, and a worker killed between it and the end"
+    assert not list((together / "adapting").glob("*")), "nobody needs the state any more"
+    one, two, raw = (
+        weights(alone),
+        weights(together),
+        load_file(next((alone / "base-raw").glob("*.safetensors"))),
+    )
+    moved = max(float((one[name] - raw[name]).abs().max()) for name in one)
+    assert moved > 1e-3
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
+    # What makes the training and not its result may be changed at any time.
+    assert adapt.STAGE.finished(mini(together, "base.adapt.steps=200"))
