@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.sweep_plan import Plan, Trial, make_trial, metric_of, plan_points, seen_before
+from perpcs.assembly.assembler import pieces_chosen
 from perpcs.config import to_yaml
 from perpcs.report.sweep import SweepReport, sweep_table, write_sweep_report
 from perpcs.sweep.config import Sweep
@@ -20,7 +21,10 @@ from perpcs.sweep.results import Point, point_of, recommend
 from perpcs.sweep.space import Values
 from storage.files import join, local, remove, write_text
 
-SERVED = ("gradient", "gradient_global", "gate", "gate_batches", "retrieval")
+SERVED = (
+    "reranked_fitted", "reranked", "gradient_global", "gradient_global_fitted", "gradient", "gradient_fitted", "gate",
+    "gate_batches", "retrieval",
+)  # fmt: skip
 """Rules that the service knows (serve.config; a test compares them)."""
 
 log = logging.getLogger(__name__)
@@ -103,9 +107,10 @@ def recommended_trial(sweep: Sweep, point: Point) -> Trial:
 def serve_yaml(sweep: Sweep, point: Point, root: str) -> str:
     """The service's config for a setting; '' for a method that the service does not have."""
     trial = recommended_trial(sweep, point)
-    method, top_k = trial.method, trial.cfg.assembly.top_k
+    method = trial.method
     if method.rule not in SERVED or method.of_another or method.shows != "plain":
         return ""
+    top_k = pieces_chosen(method.rule, trial.cfg.assembly)
     return (
         f"# serve run serve.app:build config={join(root, 'serve.yaml')}\n"
         f"# After python -m jobs.pipeline {join(root, 'recommended.yaml')}, whose experiment it serves.\n"

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from perpcs.assembly.assembler import Assembler
+from perpcs.assembly.assembler import Assembler, choosing, pieces_chosen
 from perpcs.assembly.rules import make_recipe
 from perpcs.assembly.select import sharer_weights
+from perpcs.config.schema import AssemblyConfig
+from perpcs.errors import DataError
 from perpcs.generate.requests import BusyError
 from perpcs.records import Recipe, User
 from serve.errors import ForgottenError
@@ -71,7 +73,7 @@ class AssemblyDesk:
         cfg = self.parts.opened.experiment
         assembler = Assembler(
             self.parts.opened.assembly, self.parts.opened.prompter, pieces,
-            config=replace(cfg.assembly, top_k=order.top_k), encoder=cfg.select.encoder, seed=cfg.seed,
+            config=choosing(order.rule, cfg.assembly, order.top_k), encoder=cfg.select.encoder, seed=cfg.seed,
         )  # fmt: skip
         picks = assembler.picks(order.rule, order.merge, [User(order.owner.user, order.items)])[0]
         recipe = make_recipe(order.owner.id, order.rule, picks, pieces, merge=order.merge)
@@ -86,6 +88,18 @@ class AssemblyDesk:
         if self.parts.forgotten.since(owner, asked):
             self.parts.recipes.erase(owner)
             raise ForgottenError("the user was forgotten while the assembly was under way; nothing is kept")
+
+
+def settled(order: Order, made: AssemblyConfig, *, most: int) -> Order:
+    """The order with its number of pieces, where it says none that of the experiment. Raises DataError for more than
+    `most`, for which the bank has no room."""
+    top_k = order.top_k or pieces_chosen(order.rule, made)
+    if top_k > most:
+        raise DataError(
+            f"top_k: {order.rule} chooses {top_k} pieces per projection here, more than this service's {most}; "
+            f"ask for top_k={most}"
+        )
+    return replace(order, top_k=top_k)
 
 
 def _facts(order: Order) -> dict[str, str]:

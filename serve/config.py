@@ -11,7 +11,10 @@ from perpcs.config import as_flat_dict, load_config
 from perpcs.config.checks import Problems, above_zero, at_least
 from perpcs.errors import ConfigError
 
-RuleName = Literal["gradient", "gradient_global", "gate", "gate_batches", "retrieval"]
+RuleName = Literal[
+    "reranked_fitted", "reranked", "gradient_global", "gradient_global_fitted", "gradient", "gradient_fitted", "gate",
+    "gate_batches", "retrieval",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,14 @@ class LimitsConfig:
 class AssembleConfig:
     """Defaults and limits of assembly."""
 
-    rule: RuleName = "gradient_global"
-    """The key that finds pieces, where a request names none (docs/method.md)."""
+    rule: RuleName = "reranked_fitted"
+    """How pieces are chosen, where a request names nothing (docs/method.md). The fitted rules train a few numbers per
+    user; `reranked` needs forward passes only, besides the gradient key's one backward pass."""
     merge: Merge = "concat"
     """How pieces become one adapter, where a request does not say."""
-    top_k: int = 3
-    """Pieces per projection, where a request does not say."""
+    top_k: int = 0
+    """Pieces per projection, where a request does not say; 0: as many as in the experiment (its `assembly.top_k`, or
+    its `assembly.shortlist`, of which `reranked_fitted` keeps all)."""
     max_top_k: int = 8
     """Largest top-k that may be asked for; with `concat` the bank's rank grows with it."""
     sharer_names: bool = False
@@ -93,7 +98,8 @@ class AssembleConfig:
 
     def check(self) -> Problems:
         """Impossible values."""
-        yield from at_least(self, 1, "top_k", "waiting")
+        yield from at_least(self, 0, "top_k")
+        yield from at_least(self, 1, "max_top_k", "waiting")
         if self.max_top_k < self.top_k:
             yield "max_top_k", f"must be at least assembly.top_k ({self.top_k})"
 

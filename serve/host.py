@@ -19,7 +19,7 @@ from perpcs.lora.bank import Adapter
 from perpcs.lora.peft_export import PeftFiles, export_peft
 from perpcs.records import Recipe
 from serve.answers import Answers
-from serve.assembling import AssemblyDesk, Parts, summary
+from serve.assembling import AssemblyDesk, Parts, settled, summary
 from serve.config import ServeConfig
 from serve.errors import READABLE
 from serve.forgotten import Forgotten
@@ -116,6 +116,7 @@ class Host:
         return found
 
     async def _assemble(self, order: Order, *, detail: bool) -> Summary:
+        order = settled(order, self._opened.experiment.assembly, most=self.config.assembly.max_top_k)
         recipe, seconds = await asyncio.wrap_future(self._desk.submit(order))
         for phase, value in seconds.items():
             METRICS.assembly_seconds.observe(value, phase=phase)

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from perpcs.assembly.assembler import pieces_chosen
 from perpcs.assembly.merge import merged_rank
 from perpcs.config import ExperimentConfig
 from perpcs.errors import ConfigError
@@ -46,6 +47,7 @@ def open_experiment(config: ServeConfig) -> Opened:
             "(make quickstart), or name its folder"
         )
     cfg = read_experiment(paths.config)
+    _require_room(config, cfg)
     device = config.engine.device or cfg.base.device
     base = load_base(
         local_folder(paths.base, named_by=FINGERPRINT_FILE),
@@ -57,6 +59,17 @@ def open_experiment(config: ServeConfig) -> Opened:
     prompter = Prompter(get_task(read_task(paths.population)), base.tokenizer, cfg.prompt)
     twin = Base(share_weights(base.model), base.tokenizer, base.fingerprint)
     return Opened(cfg, paths, base, twin, prompter)
+
+
+def _require_room(config: ServeConfig, cfg: ExperimentConfig) -> None:
+    """What requests that name nothing ask for must fit into the bank."""
+    a = config.assembly
+    wanted = a.top_k or pieces_chosen(a.rule, cfg.assembly)
+    if wanted > a.max_top_k:
+        raise ConfigError(
+            f"assembly.max_top_k: {a.max_top_k} is below the {wanted} pieces per projection that {a.rule} chooses in "
+            f"this experiment; raise it, or set assembly.top_k"
+        )
 
 
 def share_weights(model: BankedModel) -> BankedModel:

@@ -105,6 +105,7 @@ class Order:
     rule: str
     merge: str
     top_k: int
+    """Most pieces per projection; 0: as many as the rule chooses in the experiment."""
 
 
 @dataclass(frozen=True)

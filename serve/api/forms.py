@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from perpcs.assembly.merge import Merge
+from serve.config import RuleName
+
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, None),
     "presence_penalty": (0, None),
@@ -137,13 +140,9 @@ class AssemblyForm(Form):
         description="Past items, each with the fields of the served task (GET /v1/tasks). Used and dropped.",
         examples=[[{"description": "a ship that leaves the earth", "tag": "sci-fi"}]],
     )
-    rule: Literal["gradient", "gradient_global", "gate", "gate_batches", "retrieval"] | None = Field(
-        None, description="The key that finds pieces."
-    )
-    merge: Literal["average", "concat", "svd"] | None = Field(
-        None, description="How pieces become one adapter."
-    )
-    top_k: int | None = Field(None, ge=1, le=64, description="Pieces per projection.")
+    rule: RuleName | None = Field(None, description="How pieces are chosen.")
+    merge: Merge | None = Field(None, description="How pieces become one adapter.")
+    top_k: int | None = Field(None, ge=1, le=64, description="Most pieces per projection.")
 
 
 class AnswerForm(Form):

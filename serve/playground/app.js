@@ -73,7 +73,8 @@ async function assemble() {
   $("assembling").textContent = "assembling …";
   const started = performance.now();
   try {
-    const body = JSON.stringify({ history, rule: $("rule").value, top_k: Number($("top-k").value) });
+    const topK = $("top-k").value ? { top_k: Number($("top-k").value) } : {};
+    const body = JSON.stringify({ history, rule: $("rule").value, ...topK });
     const made = await call(`${path()}/assembly?detail=pieces`, { method: "PUT", body }).then((a) => a.json());
     $("assembling").textContent = `assembled in ${Math.round(performance.now() - started)} ms`;
     draw(made);
@@ -129,13 +130,15 @@ function heads(projections) {
 
 function body(projections, sharers) {
   const made = document.createElement("tbody");
+  // Fitted weights may be below zero or above one.
+  const most = Math.max(1, ...projections.flatMap((p) => p.picks.map((pick) => Math.abs(pick.weight))));
   for (const sharer of sharers) {
     const row = document.createElement("tr");
     row.append(cell("th", sharer));
     for (const p of projections) {
       const weight = p.picks.find((pick) => pick.sharer === sharer)?.weight ?? 0;
-      const square = cell("td", "", "later");
-      square.style.setProperty("--w", `${Math.round(100 * weight)}%`);
+      const square = cell("td", "", weight < 0 ? "later minus" : "later");
+      square.style.setProperty("--w", `${Math.round((100 * Math.abs(weight)) / most)}%`);
       square.title = `${p.name}: ${weight.toFixed(2)}`;
       row.append(square);
     }

@@ -79,7 +79,7 @@ def connect(browser, page, token):
 def test_from_a_history_to_two_answers_and_forgotten(browser, page, service):
     connect(browser, page, service.made["acme"])
     choose(page("sample"), 1)
-    choose(page("rule"), 1)
+    choose(page("rule"), 3)
     page("assemble").click()
     until(browser, lambda: "assembled in" in page("assembling").text)
     assert "bytes" in page("facts").text
@@ -104,6 +104,18 @@ def test_from_a_history_to_two_answers_and_forgotten(browser, page, service):
     until(browser, lambda: page("problem").is_displayed())
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert all("404" in entry["message"] for entry in errors), "only the forgotten user's"
+
+
+def test_fitted_weights_may_take_away(browser, page, service):
+    connect(browser, page, service.made["acme"])
+    choose(page("sample"), 1)
+    page("assemble").click()
+    until(browser, lambda: "assembled in" in page("assembling").text)
+    squares = browser.find_elements("css selector", "#map td")
+    weights = [float(square.get_attribute("title").split(": ")[1]) for square in squares]
+    taken = ["minus" in square.get_attribute("class") for square in squares]
+    assert any(taken) and all(weight <= 0 for weight, minus in zip(weights, taken, strict=True) if minus)
+    assert all(minus for weight, minus in zip(weights, taken, strict=True) if weight < 0)
 
 
 def test_mistakes_are_said_on_the_page(browser, page, service):

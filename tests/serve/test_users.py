@@ -4,9 +4,12 @@ import io
 import threading
 import time
 import zipfile
+from typing import get_args
 
 import pytest
 
+from perpcs.errors import ConfigError
+from serve.config import RuleName
 from storage.withdraw import search
 
 
@@ -31,7 +34,7 @@ def test_an_assembly_says_what_it_is_made_of(client, history):
     client.delete("/v1/users/dora/assembly")
 
 
-@pytest.mark.parametrize("rule", ["gradient", "gradient_global", "gate", "gate_batches", "retrieval"])
+@pytest.mark.parametrize("rule", get_args(RuleName))
 @pytest.mark.parametrize("merge", ["average", "svd", "concat"])
 def test_every_rule_and_merge_answers(client, history, rule, merge):
     made = put(client, "eve", history(1), rule=rule, merge=merge, top_k=2)
@@ -42,6 +45,39 @@ def test_every_rule_and_merge_answers(client, history, rule, merge):
     body = {"model": "user:eve", "prompt": "a ship", "max_tokens": 2}
     assert client.post("/v1/completions", json=body).status_code == 200
     client.delete("/v1/users/eve/assembly")
+
+
+def test_asked_for_nothing_the_service_assembles_as_the_experiment_did(client, service, experiment, history):
+    from jobs.loading import open_assembler
+    from perpcs.assembly.rules import make_recipe
+    from perpcs.records import User
+    from serve.api.history import read_history
+    from serve.recipes import Owner
+
+    headers = {"Authorization": f"Bearer {service.made['other']}"}  # who may use every sharer of the pool
+    made = client.put("/v1/users/dan/assembly", json={"history": history(3)}, headers=headers).json()
+    assert (made["rule"], made["merge"], made["top_k"]) == ("reranked_fitted", "concat", 8)
+    opened = service.host._opened
+    items = read_history(history(3), opened.prompter.task.name, service.config.limits)
+    assembler = open_assembler(opened.experiment, experiment.paths, opened.assembly)
+    picks = assembler.picks("reranked_fitted", "concat", [User("dan", items)])[0]
+    theirs = make_recipe("dan", "served", picks, assembler.pieces, merge="concat")
+    ours = service.host._recipes.get(Owner("other", "dan"))
+    assert (ours.codes == theirs.codes).all() and (ours.ordinals == theirs.ordinals).all()
+    client.delete("/v1/users/dan/assembly", headers=headers)
+
+
+def test_more_pieces_than_the_bank_has_room_for(open_service, history):
+    from fastapi.testclient import TestClient
+
+    with pytest.raises(ConfigError, match=r"assembly\.max_top_k: 3 is below the 8 pieces .* reranked_fitted"):
+        open_service("assembly.max_top_k=3")
+    small = open_service("assembly.max_top_k=3", "assembly.rule=reranked")
+    with TestClient(small.app, headers={"Authorization": f"Bearer {small.made['acme']}"}) as client:
+        assert put(client, "dan", history(3)).json()["top_k"] == 3
+        refused = put(client, "eve", history(3), rule="reranked_fitted")
+        assert refused.status_code == 400 and "ask for top_k=3" in refused.json()["error"]["message"]
+        assert put(client, "eve", history(3), rule="reranked_fitted", top_k=3).json()["top_k"] == 3
 
 
 def test_a_tenants_sharers_serve_that_tenant_alone(client, service, history):

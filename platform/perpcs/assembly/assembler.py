@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ FITTED = {
 }
 """Rules that fit the weights of another rule's picks."""
 
+KEEPS_ALL = ("reranked_fitted",)
+"""Rules that keep the whole shortlist: a sharer who alone is no better than the base may still be a part of what fits."""
+
 SETTINGS = {
     "uniform": (),
     "random": ("top_k",),
@@ -59,6 +62,18 @@ def settings_of(rule: str, config: AssemblyConfig) -> dict[str, Any]:
     if rule in FITTED:
         found |= {f"fit.{key}": value for key, value in asdict(config.fit).items() if key != "pack"}
     return found
+
+
+def pieces_chosen(rule: str, config: AssemblyConfig) -> int:
+    """Most pieces per projection that a rule chooses."""
+    if rule == "retrieval":
+        return 1
+    return config.shortlist if rule in KEEPS_ALL else config.top_k
+
+
+def choosing(rule: str, config: AssemblyConfig, k: int) -> AssemblyConfig:
+    """`config` under which a rule chooses at most k pieces per projection."""
+    return replace(config, shortlist=k) if rule in KEEPS_ALL else replace(config, top_k=k)
 
 
 class Assembler:
@@ -88,11 +103,7 @@ class Assembler:
             return retrieval_picks(self._history_keys(users), self.pieces)
         data = [self._data(user) for user in users]
         if rule in FITTED:
-            # The whole shortlist: a sharer who alone is no better than the base may still be a part of what fits.
-            wide = rule == "reranked_fitted"
-            start = (
-                self._reranked(users, data, a.shortlist) if wide else self.picks(FITTED[rule], merge, users)
-            )
+            start = self._start(rule, merge, users, data)
             return fitted_picks(self.base.model, data, start, self.pieces, a.fit, seed=self.seed)
         if rule == "reranked":
             return self._reranked(users, data, a.top_k)
@@ -104,6 +115,11 @@ class Assembler:
         return gate_picks(
             self.base.model, data, self.pieces, how, batch_items=batch_items, items_per_pass=a.items_per_pass
         )
+
+    def _start(self, rule: str, merge: str, users: Sequence[User], data: Sequence[UserData]) -> list[Picks]:
+        if rule in KEEPS_ALL:
+            return self._reranked(users, data, pieces_chosen(rule, self.config))
+        return self.picks(FITTED[rule], merge, users)
 
     def gradient_queries(self, users: Sequence[User]) -> dict[str, np.ndarray]:
         """By projection [U, m * m]; they depend on the users' items alone, so that many settings can share them."""
