@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from perpcs.train.team import ALONE, State, Team
-from storage.files import exists, join, read_bytes, remove, write_bytes
+from storage.files import exists, join, read_bytes, remove, walk, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ class StoreJournal:
     """See `perpcs.train.team.Journal`. A state is found again under its `key` only, a hash of what it was made with."""
 
     def __init__(self, uri: str, key: str, *, team: Team = ALONE, every_s: float) -> None:
-        self._path = join(uri, f"{key}.safetensors")
+        self._folder, self._path = uri, join(uri, f"{key}.safetensors")
         self._team, self._every_s, self._kept_at = team, every_s, time.monotonic()
 
     def load(self) -> State | None:
@@ -39,5 +39,6 @@ class StoreJournal:
         self._kept_at = time.monotonic()
 
     def end(self) -> None:
-        """The training is over and what it made is saved: nobody needs the state."""
-        remove(self._path)
+        """The training is over and what it made is saved: nobody needs the state, nor those of earlier settings."""
+        for path, _ in walk(self._folder):
+            remove(path)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import adapt, ingest
+from jobs.journal import StoreJournal
 
 pytestmark = pytest.mark.slow
 TOGETHER = ("base.adapt.workers=2", "base.adapt.checkpoint_s=0", "base.adapt.steps=200")
@@ -35,6 +36,15 @@ class Killer(threading.Thread):
         worker = next(p for p in family if "RayTrainWorker" in " ".join(p.cmdline()))
         self.early = not (self.folder / "base").exists()
         os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_the_end_takes_away_the_states_of_earlier_settings_too(tmp_path):
+    for key in ("before", "after"):
+        journal = StoreJournal(str(tmp_path), key, every_s=0.0)
+        journal.step(lambda: {"steps": torch.tensor(3)})
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 and int(journal.load()["steps"]) == 3
+    journal.end()
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_workers_of_which_one_dies_make_the_base_that_one_makes(mini, local_ray, tmp_path):
