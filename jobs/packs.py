@@ -200,8 +200,9 @@ class WarmWorker(PoolWorker):
     def starts(self, user_ids: Sequence[str]) -> dict[str, Adapter]:
         """The adapters that the users' recipes stand for. Raises StoreError for one that was not made under the key."""
         store, name = RecipeStore(self.paths.recipes), recipe_name(WARM.rule, WARM.merge)
+        found = store.of(user_ids, name)
         recipes = {
-            recipe.user_id: recipe for recipe in store.all(name) if recipe.extra.get("key") == self.key
+            user_id: recipe for user_id, recipe in found.items() if recipe.extra.get("key") == self.key
         }
         if missing := [user_id for user_id in user_ids if user_id not in recipes]:
             raise StoreError(
