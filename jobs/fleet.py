@@ -20,7 +20,7 @@ from jobs.coordinator import Coordinator, one_line
 from jobs.fleet_types import FleetEvent, FleetReport, News, PackWorker, Plan
 from jobs.fleet_worker import work
 from jobs.metrics import FleetMetrics
-from jobs.runtime import connect, fetch, runs_here
+from jobs.runtime import as_worker, connect, fetch, runs_here
 from perpcs.config.schema import RayConfig
 
 POLL_S = 0.25
@@ -66,6 +66,7 @@ def run_fleet(
     workers = min(cfg.workers, len(users))
     plan = Plan(total=len(users), pack=pack, workers=workers, retries=cfg.retries, stage=stage)
     if runs_here(cfg):
+        as_worker(cfg)
         return _by_itself(users, make_worker, plan=plan, todo=todo, on_event=on_event)
     with _told(plan, on_event), connect(cfg):
         coordinator = _start_coordinator(todo, plan)

@@ -215,17 +215,16 @@ def in_this_process() -> Iterator[None]:
 
 
 def runs_here(cfg: RayConfig) -> bool:
-    """Whether work stays in this process: inside `in_this_process`, or with `ray.address: none`.
+    """Whether work stays in this process: inside `in_this_process`, or with `ray.address: none`."""
+    return _here.get() or cfg.address == NO_RAY
 
-    In the latter case torch is given the worker's threads.
-    """
-    if _here.get():
-        return True
-    if cfg.address == NO_RAY:
+
+def as_worker(cfg: RayConfig) -> None:
+    """Give torch a worker's threads where this process does a worker's work; a sweep's worker has them already."""
+    if not _here.get():
         import torch
 
         torch.set_num_threads(threads_of(cfg))
-    return cfg.address == NO_RAY
 
 
 def run_remote(fn: Callable[..., T], *args: Any, cfg: RayConfig) -> T:
@@ -235,6 +234,7 @@ def run_remote(fn: Callable[..., T], *args: Any, cfg: RayConfig) -> T:
     times, so fn must be able to start over.
     """
     if runs_here(cfg):
+        as_worker(cfg)
         return fn(*args)
     import ray
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
