@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perpcs.assembly.merge import merge_pieces, merged_rank
+from perpcs.assembly.merge import merge_pieces
 from perpcs.assembly.pieces import Pieces, usable
 from perpcs.assembly.select import code_weights, round_weights, softmax_weights
 from perpcs.keys.gate import gate_queries
@@ -51,6 +51,8 @@ class AssemblingSource:
         self.picks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._mixed: dict[str, Factors] = {}
         """Kept for the call: the last layer's projections are met twice, by all positions and by those that count."""
+        self._pooled: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
+        """Newest input and its queries: the projections for query, key and value have the same input."""
 
     def delta(self, projection: Projection, x_NTi: Tensor) -> Tensor:
         """See `DeltaSource`."""
@@ -59,8 +61,9 @@ class AssemblingSource:
         return lora_delta(x_NTi, *self._mixed[projection.name], self.slots) * self.scale
 
     def _assemble(self, projection: str, x_NTi: Tensor) -> Factors:
-        queries = gate_queries(x_NTi, self.counted, self.slots.index, users=self.users)
-        self.picks[projection] = ordinals, codes = choose(self.pieces, projection, queries, self.rule)
+        if self._pooled[0] is not x_NTi:
+            self._pooled = (x_NTi, gate_queries(x_NTi, self.counted, self.slots.index, users=self.users))
+        self.picks[projection] = ordinals, codes = choose(self.pieces, projection, self._pooled[1], self.rule)
         a_URi, b_UoR = mix(self.pieces, projection, ordinals, codes, self.rule)
         return a_URi.to(x_NTi), b_UoR.to(x_NTi)
 
@@ -78,13 +81,9 @@ def mix(
     """Stacked merged factors of all users, (a [U, R, i], b [U, o, R]), read with one fetch."""
     # A place without a piece (-1) has weight zero, whatever is read for it.
     a_all, b_all = pieces.fetch({projection: np.maximum(ordinals_Uk, 0).ravel()})[projection]
-    users, k = ordinals_Uk.shape
-    a_Ukri = torch.from_numpy(a_all).unflatten(0, (users, k))
-    b_Ukor = torch.from_numpy(b_all).unflatten(0, (users, k))
-    weight_Uk = torch.from_numpy(code_weights(codes_Uk))
-    merged = [merge_pieces(a_Ukri[u], b_Ukor[u], weight_Uk[u], merge=rule.merge) for u in range(users)]
-    assert merged[0][0].shape[0] == merged_rank(rule.merge, rank=pieces.spec.rank, k=k)
-    return torch.stack([a for a, _ in merged]), torch.stack([b for _, b in merged])
+    a_Ukri = torch.from_numpy(a_all).unflatten(0, ordinals_Uk.shape)
+    b_Ukor = torch.from_numpy(b_all).unflatten(0, ordinals_Uk.shape)
+    return merge_pieces(a_Ukri, b_Ukor, torch.from_numpy(code_weights(codes_Uk)), merge=rule.merge)
 
 
 @torch.no_grad()

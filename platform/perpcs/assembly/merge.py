@@ -1,4 +1,5 @@
-"""Turning k weighted pieces into one pair of factors. Shapes: k pieces, r rank, i / o in- and output size.
+"""Turning k weighted pieces into one pair of factors. Shapes: k pieces, r rank, i / o in- and output size; with leading
+dimensions, e.g. of users, for each of these.
 
 average: A = sum w A_j, B = sum w B_j: the papers' rule; (sum w B)(sum w A) is not sum w B A.
 concat:  rank k r, exactly sum w B_j A_j.
@@ -31,23 +32,24 @@ def merged_rank(merge: str, *, rank: int, k: int) -> int:
 def merge_pieces(a_kri: Tensor, b_kor: Tensor, weight_k: Tensor, *, merge: str) -> Factors:
     """(a [R, i], b [o, R]) with R = `merged_rank`. Raises ConfigError for an unknown merge."""
     if merge == "average":
-        return torch.einsum("k,kri->ri", weight_k, a_kri), torch.einsum("k,kor->or", weight_k, b_kor)
-    a_Ri = a_kri.flatten(0, 1)
-    b_oR = (b_kor * weight_k[:, None, None]).permute(1, 0, 2).flatten(1)
+        a_ri = torch.einsum("...k,...kri->...ri", weight_k, a_kri)
+        return a_ri, torch.einsum("...k,...kor->...or", weight_k, b_kor)
+    a_Ri = a_kri.flatten(-3, -2)
+    b_oR = (b_kor * weight_k[..., None, None]).movedim(-3, -2).flatten(-2)
     if merge == "concat":
         return a_Ri, b_oR
     if merge == "svd":
-        return low_rank(a_Ri, b_oR, a_kri.shape[1])
+        return low_rank(a_Ri, b_oR, a_kri.shape[-2])
     raise ConfigError(f"merge: {merge!r} is unknown; use one of {', '.join(MERGES)}")
 
 
 def low_rank(a_Ri: Tensor, b_oR: Tensor, rank: int) -> Factors:
     """The best rank-`rank` approximation of b a, without forming the o x i matrix."""
-    q_a, r_a = torch.linalg.qr(a_Ri.T)
+    q_a, r_a = torch.linalg.qr(a_Ri.mT)
     q_b, r_b = torch.linalg.qr(b_oR)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T)
-    root = s[:rank].sqrt()
-    return (vt[:rank] * root[:, None]) @ q_a.T, (q_b @ u[:, :rank]) * root
+    u, s, vt = torch.linalg.svd(r_b @ r_a.mT)
+    root = s[..., :rank].sqrt()
+    return (vt[..., :rank, :] * root[..., None]) @ q_a.mT, (q_b @ u[..., :rank]) * root[..., None, :]
 
 
 def adapter_from_recipe(recipe: Recipe, pieces: Pieces) -> Adapter:
