@@ -19,13 +19,20 @@ from jobs.cli import DONE, Parser, guarded
 from jobs.events import Event, read_events
 from jobs.todo import missing, selected
 from perpcs.errors import StoreError
-from storage.files import exists, read_json
+from storage.files import exists, join, read_json
 from storage.layout import Paths
 from storage.population import read_ids
 
 STAGES = ("ingest", "adapt", "select_sharers", "train_sharers", "train_own", "index", "assemble", "evaluate",
           "report")  # fmt: skip
-FLEETS = {"train_sharers": "sharers", "train_own": "own adapters"}
+OPTIONAL = {
+    "train_prompt_tuning": "index",
+    "train_ia3": "index",
+    "train_joint": "assemble",
+    "train_warm": "evaluate",
+}
+"""Stages that only some methods need, shown where they were begun, by the stage before which they run."""
+FLEETS = {"train_sharers": "sharers", "train_own": "own adapters", "train_warm": "warm adapters"}
 """Stages that train users, with their name in the event log."""
 RECENT_S = 300.0
 """The rate is over the packs of the last so many seconds before the newest."""
@@ -61,7 +68,7 @@ class Status:
 
 def status_of(paths: Paths, *, last: int = 5) -> Status:
     """The state of an experiment with its `last` events. Raises StoreError when there is nothing."""
-    stages = {name: _state(paths, name) for name in STAGES}
+    stages = _stages(paths)
     driver = driver_of(paths)
     if driver is None and set(stages.values()) == {"open"}:
         raise StoreError(f"{paths.root}: there is no experiment here; check the path")
@@ -76,11 +83,21 @@ def status_of(paths: Paths, *, last: int = 5) -> Status:
                 paths, stage, [e for e in events if e["stage"] == what], working=driver is not None
             )
             for stage, what in FLEETS.items()
-            if stages[stage] != "open"
+            if stages.get(stage, "open") != "open"
         },
         driver=driver,
         events=tuple(events[len(events) - last :] if last else ()),
     )
+
+
+def _stages(paths: Paths) -> dict[str, str]:
+    order = [
+        name
+        for stage in STAGES
+        for name in (*(o for o, before in OPTIONAL.items() if before == stage), stage)
+    ]
+    states = {name: _state(paths, name) for name in order}
+    return {name: state for name, state in states.items() if name in STAGES or state != "open"}
 
 
 def _state(paths: Paths, stage: str) -> str:
@@ -91,12 +108,13 @@ def _state(paths: Paths, stage: str) -> str:
 
 
 def _training(paths: Paths, stage: str, events: Sequence[Event], *, working: bool) -> Training:
-    wanted: Callable[[], Sequence[str]] = partial(selected, paths)
-    uri = paths.pool
-    if stage == "train_own":
-        wanted, uri = partial(read_ids, paths.population, "targets"), paths.own
-    users, left = wanted(), set(missing(uri, wanted))
+    targets = partial(read_ids, paths.population, "targets")
     run = newest_run(events)
+    # The newest driver's log tells which settings' pool of several it fills.
+    warm = join(paths.own_warm, run[-1].get("pool", "none") if run else "none")
+    wanted: Callable[[], Sequence[str]] = partial(selected, paths) if stage == "train_sharers" else targets
+    uri = {"train_sharers": paths.pool, "train_own": paths.own, "train_warm": warm}[stage]
+    users, left = wanted(), set(missing(uri, wanted))
     failed = {user: e["text"] for e in run if e["kind"] == "failed" for user in e["users"] if user in left}
     rate = rate_of(run)
     over = bool(run) and run[-1]["kind"] == "ended"

@@ -52,9 +52,9 @@ def test_a_finished_experiment(finished, capsys):
     assert status.main([str(finished), "--json", "--events", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["stages"].values()) == {"done"} and len(found["events"]) == 2
-    assert found["training"]["train_own"] == {
-        "users": 3, "done": 3, "left": 0, "failed": {}, "rate": pytest.approx(1, abs=1e3), "eta_s": None, "workers": [],
-    }  # fmt: skip
+    own = found["training"]["train_own"]
+    assert own.pop("rate") > 0
+    assert own == {"users": 3, "done": 3, "left": 0, "failed": {}, "eta_s": None, "workers": []}
 
 
 def test_one_at_work_with_a_failed_user(copy, capsys):

@@ -17,6 +17,7 @@ from jobs.evaluator import Evaluator
 from jobs.loading import open_base, open_pieces
 from jobs.packs import WarmWorker
 from jobs.runtime import in_this_process
+from jobs.status import status_of
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.errors import StoreError
 from perpcs.evaluation.methods import METHODS
@@ -101,6 +102,9 @@ def test_the_row_is_trained_from_the_recipes_and_costs_both(warm):
         )
         assert 0 < float(near.norm()) < float(far.norm()), "trained, and not far from where it started"
     assert evaluator.own(user, uses="warm").steps == 4
+    found = status_of(paths)
+    assert found.stages["train_warm"] == "done" and "train_ia3" not in found.stages
+    assert (found.training["train_warm"].done, found.training["train_warm"].left) == (3, 0)
 
     own, made, both = (row(folder, m) for m in ("oppu", "gradient_global", "oppu_warm"))
     share = 4 * 4 / (30 * 4)  # item visits over OPPU's
