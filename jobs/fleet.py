@@ -22,9 +22,12 @@ from jobs.fleet_worker import work
 from jobs.metrics import FleetMetrics
 from jobs.runtime import as_worker, connect, fetch, runs_here
 from perpcs.config.schema import RayConfig
+from perpcs.errors import PerpcsError
 
 POLL_S = 0.25
 """Between two looks of the driver at the news."""
+SILENCE_S = 900.0
+"""The coordinator answers at once, but for its first start, which may have to install a runtime environment."""
 PATIENCE_S = 30.0
 """Without any worker running, after which the log says what is waited for."""
 
@@ -118,15 +121,27 @@ def _by_itself(
 
 
 class RemoteDesk:
-    """A worker's handle to the coordinator's actor. Calls wait for the answer, through its restarts."""
+    """A handle to the coordinator's actor. Calls wait for the answer, through its restarts, but no longer than
+    `patience_s`, if that is given: then they raise PerpcsError."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, *, patience_s: float | None = None) -> None:
+        self._actor, self._patience_s = actor, patience_s
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args: fetch(getattr(self._actor, name).remote(*args))
+        return lambda *args: self._ask(name, *args)
+
+    def _ask(self, name: str, *args: Any) -> Any:
+        from ray.exceptions import GetTimeoutError
+
+        try:
+            return fetch(getattr(self._actor, name).remote(*args), timeout=self._patience_s)
+        except GetTimeoutError as error:
+            raise PerpcsError(
+                f"the fleet's coordinator has not answered for {self._patience_s:.0f} s: Ray lost it, or the word that it "
+                "is there; what is committed stays, run the same command again"
+            ) from error
 
 
 class _CoordinatorActor(Coordinator):
@@ -160,7 +175,7 @@ def _start_crew(coordinator: Any, make_worker: Callable[[], PackWorker], plan: P
 
 def _follow(coordinator: Any, crew: Crew, plan: Plan, on_event: Callable[[FleetEvent], None]) -> News:
     """Pass on the news until the crew has ended; returns the last."""
-    desk = RemoteDesk(coordinator)
+    desk = RemoteDesk(coordinator, patience_s=SILENCE_S)
     news: News = desk.news(("", 0))
     workers_seen, last_sign = False, time.monotonic()
     while True:

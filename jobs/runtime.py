@@ -258,12 +258,15 @@ def _with_threads(threads: int, fn: Callable[..., T], args: tuple[Any, ...]) -> 
     return fn(*args)
 
 
-def fetch(reference: Any) -> Any:
-    """`ray.get`, where a PerpcsError of the remote side is raised as itself; others keep the remote traceback."""
+def fetch(reference: Any, *, timeout: float | None = None) -> Any:
+    """`ray.get`, where a PerpcsError of the remote side is raised as itself; others keep the remote traceback.
+
+    Raises GetTimeoutError when nothing came within `timeout` seconds.
+    """
     import ray
 
     try:
-        return ray.get(reference)
+        return ray.get(reference, timeout=timeout)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, PerpcsError):
             raise error.cause from None

@@ -4,17 +4,36 @@ import shutil
 
 import pytest
 
+CPUS = 4
+"""Of the tests' Ray, on paper."""
+
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """A Ray with four CPUs on paper; `jobs.runtime.connect` uses it as it finds it."""
+    """A Ray with four CPUs; `jobs.runtime.connect` uses it as it finds it."""
     import ray
 
     from jobs.runtime import start_local
 
-    start_local(num_cpus=4)
+    start_local(num_cpus=CPUS)
     yield ray
     ray.shutdown()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """After a failure the next test gets a Ray of its own: one that lost a message, or that still has a test's actors,
+    would make the others fail as well."""
+    report = yield
+    if report.failed and "local_ray" in item.fixturenames:
+        import ray
+
+        from jobs.runtime import start_local
+
+        if ray.is_initialized():
+            ray.shutdown()
+            start_local(num_cpus=CPUS)
+    return report
 
 
 MINI = """

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.fleet import run_fleet
+from jobs.fleet import RemoteDesk, run_fleet
 from jobs.fleet_types import FleetReport, PackReport
 from perpcs.config.schema import RayConfig
-from perpcs.errors import MismatchError
+from perpcs.errors import MismatchError, PerpcsError
 
 SECONDS_PER_USER = 0.03
 
@@ -161,3 +161,14 @@ def test_a_worker_that_claims_too_much_is_found_out(scene):
 
     report = scene(2).run(Liar, workers=1)
     assert report.done == () and "the store does not hold it" in report.failed["u000"]
+
+
+def test_a_coordinator_that_never_answers_ends_the_driver_with_what_to_do(local_ray):
+    class Silent:
+        def news(self, cursor):
+            time.sleep(600)
+
+    actor = local_ray.remote(num_cpus=0)(Silent).remote()
+    with pytest.raises(PerpcsError, match=r"has not answered for 1 s: .* run the same command again"):
+        RemoteDesk(actor, patience_s=1.0).news(("", 0))
+    local_ray.kill(actor)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 STAGE = """
-import functools, os, pathlib, sys, time
+import functools, os, pathlib, signal, sys, time
 from jobs.cli import stage_main
 from jobs.fleet import run_fleet
 from jobs.fleet_types import PackReport
@@ -39,6 +39,8 @@ def stage(cfg):
         run_fleet(make, todo=left, pack=2, cfg=cfg.ray, on_event=on_event)
 
 if __name__ == "__main__":
+    # A background process of a shell without job control ignores SIGINT, and hands that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(stage_main(stage, description="A stage."))
 """
 
@@ -51,7 +53,7 @@ def test_it_stops_and_goes_on(tmp_path, sent, status):
     (tmp_path / "stage.py").write_text(STAGE)
     command = [sys.executable, str(tmp_path / "stage.py"), str(tmp_path / "x.yaml")]
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"}
-    stage = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c)
+    stage = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     while len(list((tmp_path / "done").iterdir())) < 3 and stage.poll() is None:
         time.sleep(0.1)
     stage.send_signal(sent)
@@ -61,8 +63,3 @@ def test_it_stops_and_goes_on(tmp_path, sent, status):
     assert len(list((tmp_path / "done").iterdir())) < 40
     subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
     assert len(list((tmp_path / "done").iterdir())) == 40
-
-
-def _heed_ctrl_c():
-    """A background process of a shell without job control ignores SIGINT, and hands that on."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

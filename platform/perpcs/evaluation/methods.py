@@ -147,6 +147,10 @@ _ROWS = (
         rule="reranked_fitted",
     ),
     Method(
+        "reranked_fitted_svd", "re-ranked, fitted, rank r", "ours", "recipe",
+        "as reranked_fitted, cut to the pool's rank by SVD", rule="reranked_fitted", merge="svd",
+    ),
+    Method(
         "reranked_rag", "re-ranked + RAG", "ours", "recipe", "as reranked, with retrieved history in the prompt",
         rule="reranked", shows="history",
     ),
