@@ -80,13 +80,15 @@ class EventLog:
             data, part = bytes(self._held), self._part
             if len(data) == self._written:
                 return
-            if len(data) > PART_BYTES:
-                self._part, self._held = part + 1, bytearray()
-            self._written = 0 if len(data) > PART_BYTES else len(data)
         try:
             write_bytes(join(self._paths.event_parts, f"{self._run}-{part:05d}.jsonl"), data)
         except StoreError as error:
-            self._tell(error)
+            self._tell(error)  # and it is tried again, with what comes meanwhile
+            return
+        with self._lock:
+            self._written = len(data)
+            if len(data) > PART_BYTES:
+                self._part, self._held, self._written = part + 1, self._held[len(data) :], 0
 
     def _tell(self, error: Exception) -> None:
         if not self._told:

@@ -236,19 +236,29 @@ def run_remote(fn: Callable[..., T], *args: Any, cfg: RayConfig) -> T:
     if runs_here(cfg):
         as_worker(cfg)
         return fn(*args)
-    import ray
-    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
+    name = getattr(fn, "__name__", "a task")
     with connect(cfg):
-        options = {"num_cpus": cfg.cpus, "num_gpus": cfg.gpus, "max_retries": cfg.retries}
-        task = ray.remote(num_returns="streaming", **options)(narrate)
-        try:
-            result: T = listen(map(fetch, task.remote(_with_threads, (threads_of(cfg), fn, args))))
-        except (WorkerCrashedError, OutOfMemoryError) as error:
-            name = getattr(fn, "__name__", "a task")
-            times = f"{cfg.retries + 1} times (out of memory?)"
-            raise PerpcsError(f"{name}: its process died {times}: {str(error).splitlines()[0]}") from error
-        return result
+        for tries in range(1, cfg.retries + 2):
+            try:
+                return _run_once(fn, args, cfg)
+            except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+                died = f"{str(error).splitlines()[0]} (out of memory?)"
+                if tries > cfg.retries:
+                    raise PerpcsError(f"{name}: its process died {tries} times: {died}") from error
+                log.warning("%s: its process died and is started again: %s", name, died)
+    raise AssertionError
+
+
+def _run_once(fn: Callable[..., T], args: tuple[Any, ...], cfg: RayConfig) -> T:
+    import ray
+
+    # Ray's own retry would leave out as many messages as were heard of the first try: the result may be one of them.
+    options = {"num_cpus": cfg.cpus, "num_gpus": cfg.gpus, "max_retries": 0}
+    task = ray.remote(num_returns="streaming", **options)(narrate)
+    result: T = listen(map(fetch, task.remote(_with_threads, (threads_of(cfg), fn, args))))
+    return result
 
 
 def _with_threads(threads: int, fn: Callable[..., T], args: tuple[Any, ...]) -> T:

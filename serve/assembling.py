@@ -24,6 +24,7 @@ from serve.pool import ServedPool
 from serve.recipes import Owner, ServedRecipes, versioned
 
 PHASES = ("wait", "open", "select", "store")
+NOBODY = "of this request"
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class AssemblyDesk:
         """Orders that wait or are worked on."""
         return self._count
 
-    def submit(self, order: Order) -> Future[tuple[Recipe, dict[str, float]]]:
-        """The recipe with seconds by phase, later. Raises BusyError when too many wait."""
+    def submit(self, order: Order, sign: str) -> Future[tuple[Recipe, dict[str, float]]]:
+        """The recipe with seconds by phase, later; ForgottenError when the owner was forgotten since `sign` (see
+        `Forgotten`). Raises BusyError when too many wait."""
         if self._count > self.waiting:
             raise BusyError(f"{self._count} histories are waiting here; try again later")
         self._count += 1
-        future = self._worker.submit(self._work, order, time.time(), time.perf_counter())
+        future = self._worker.submit(self._work, order, sign, time.perf_counter())
         future.add_done_callback(self._done)
         return future
 
@@ -66,7 +68,7 @@ class AssemblyDesk:
     def _done(self, _: Future[Any]) -> None:
         self._count -= 1
 
-    def _work(self, order: Order, asked: float, since: float) -> tuple[Recipe, dict[str, float]]:
+    def _work(self, order: Order, sign: str, since: float) -> tuple[Recipe, dict[str, float]]:
         marks = [since, time.perf_counter()]
         pieces = self.parts.pool.now(order.owner.tenant)
         marks.append(time.perf_counter())
@@ -75,18 +77,27 @@ class AssemblyDesk:
             self.parts.opened.assembly, self.parts.opened.prompter, pieces,
             config=choosing(order.rule, cfg.assembly, order.top_k), encoder=cfg.select.encoder, seed=cfg.seed,
         )  # fmt: skip
-        picks = assembler.picks(order.rule, order.merge, [User(order.owner.user, order.items)])[0]
+        # Nobody's name, so that neither a log line nor an error has it; the same history gives the same model.
+        picks = assembler.picks(order.rule, order.merge, [User(NOBODY, order.items)])[0]
         recipe = make_recipe(order.owner.id, order.rule, picks, pieces, merge=order.merge)
         marks.append(time.perf_counter())
         recipe = versioned(recipe, _facts(order))
-        self._store(order.owner, recipe, asked)
+        self._store(order.owner, recipe, sign)
         marks.append(time.perf_counter())
         return recipe, dict(zip(PHASES, np.diff(marks).tolist(), strict=True))
 
-    def _store(self, owner: Owner, recipe: Recipe, asked: float) -> None:
+    def _store(self, owner: Owner, recipe: Recipe, sign: str) -> None:
+        # Before: nothing may be seen of it. After: whoever forgot the owner meanwhile did not see this row.
+        self._refuse_forgotten(owner, sign)
         self.parts.recipes.put(recipe)
-        if self.parts.forgotten.since(owner, asked):
-            self.parts.recipes.erase(owner)
+        try:
+            self._refuse_forgotten(owner, sign)
+        except ForgottenError:
+            self.parts.recipes.take_back(recipe)
+            raise
+
+    def _refuse_forgotten(self, owner: Owner, sign: str) -> None:
+        if self.parts.forgotten.since(owner, sign):
             raise ForgottenError("the user was forgotten while the assembly was under way; nothing is kept")
 
 

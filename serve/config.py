@@ -100,6 +100,8 @@ class AssembleConfig:
         """Impossible values."""
         yield from at_least(self, 0, "top_k")
         yield from at_least(self, 1, "max_top_k", "waiting")
+        if self.rule.endswith("_fitted") and self.merge == "average":
+            yield "merge", f"{self.rule} fits weights of the exact sum; use svd or concat"
         if self.max_top_k < self.top_k:
             yield "max_top_k", f"must be at least assembly.top_k ({self.top_k})"
 

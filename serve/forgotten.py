@@ -1,10 +1,11 @@
 """Marks that a user was forgotten, so that an assembly which is under way meanwhile, on any replica, keeps nothing.
 
-A mark is a time under a hash of the owner's name; it is removed when no assembly can be that old.
+A mark is a random word under a hash of the owner's name; it is removed when no assembly can be that old.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 
 from perpcs.errors import StoreError
@@ -22,16 +23,20 @@ class Forgotten:
         self._folder = join(folder, "forgotten")
 
     def mark(self, owner: Owner) -> None:
-        """From now on `since` an earlier time is true."""
-        write_json(self._place(owner), {"at": time.time()})
+        """From now on `since` an earlier sign is true."""
+        write_json(self._place(owner), {"at": time.time(), "sign": secrets.token_hex(12)})
 
-    def since(self, owner: Owner, asked: float) -> bool:
-        """Whether the owner was forgotten at or after that time."""
+    def sign(self, owner: Owner) -> str:
+        """What tells the newest mark from others, '' where there is none; no clock has a part in it."""
+        note = read_note(self._place(owner))
+        return "" if note is None else str(note["sign"])
+
+    def since(self, owner: Owner, sign: str) -> bool:
+        """Whether the owner was forgotten since `sign` was the newest."""
         try:
-            note = read_note(self._place(owner))
+            return self.sign(owner) not in ("", sign)
         except StoreError:
             return True  # there is a mark that cannot be read: rather keep nothing
-        return note is not None and float(note["at"]) >= asked
 
     def tidy(self) -> None:
         """Remove old marks."""

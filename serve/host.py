@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from perpcs.errors import StoreError
 from perpcs.generate.engine import Engine
@@ -59,6 +60,7 @@ class Host:
         bank = make_bank(self._pool.spec, opened.base.model, config)
         self.engine = Engine(opened.base.model, bank, self._adapter_of, config=engine_limits(config))
         self._reader = Reader(opened.base.tokenizer, opened.prompter)
+        self._erased = self._pool.erased()
         self._stop = threading.Event()
         self._upkeep = threading.Thread(target=self._keep_up, name="perpcs-serve-upkeep", daemon=True)
         self._upkeep.start()
@@ -102,22 +104,26 @@ class Host:
         Raises DataError for a history that nothing can be assembled from, BusyError when too many wait, ForgottenError
         when the owner was forgotten meanwhile.
         """
+        # Before the look at the ticket: whoever forgets the owner takes the ticket away first, then leaves a sign.
+        sign = await asyncio.to_thread(self._forgotten.sign, order.owner)
         if not ticket:
-            return await self._assemble(order, detail=detail)
-        await asyncio.to_thread(self._tickets.tell, order.owner, ticket, "running")
+            return await self._assemble(order, sign, detail=detail)
+        await asyncio.to_thread(self._tickets.begin, order.owner, ticket)
+        status, more = "failed", {"error": "it was cancelled"}
         try:
-            found = await self._assemble(order, detail=detail)
+            found = await self._assemble(order, sign, detail=detail)
+            status, more = "done", {"version": found["version"]}
+            return found
         except Exception as error:
             # Our own errors are made to be read; of others the kind is enough.
-            text = str(error) if isinstance(error, READABLE) else type(error).__name__
-            await asyncio.to_thread(self._tickets.tell, order.owner, ticket, "failed", error=text)
+            more = {"error": str(error) if isinstance(error, READABLE) else type(error).__name__}
             raise
-        await asyncio.to_thread(self._tickets.tell, order.owner, ticket, "done", version=found["version"])
-        return found
+        finally:
+            await asyncio.to_thread(partial(self._tickets.end, order.owner, ticket, status, **more))
 
-    async def _assemble(self, order: Order, *, detail: bool) -> Summary:
+    async def _assemble(self, order: Order, sign: str, *, detail: bool) -> Summary:
         order = settled(order, self._opened.experiment.assembly, most=self.config.assembly.max_top_k)
-        recipe, seconds = await asyncio.wrap_future(self._desk.submit(order))
+        recipe, seconds = await asyncio.wrap_future(self._desk.submit(order, sign))
         for phase, value in seconds.items():
             METRICS.assembly_seconds.observe(value, phase=phase)
         found = await asyncio.to_thread(self._summary, recipe, order.owner, detail)
@@ -153,9 +159,11 @@ class Host:
         return METRICS.text()
 
     def check_health(self) -> None:
-        """Raises RuntimeError when the engine's thread has ended: only a new replica helps then."""
+        """Raises RuntimeError when the engine's thread or the upkeep's has ended: only a new replica helps then."""
         if not self.engine.alive:
             raise RuntimeError("the engine has stopped")
+        if not self._upkeep.is_alive():
+            raise RuntimeError("the upkeep has stopped")
 
     def reconfigure(self, config: ServeConfig) -> None:
         """Take over what may change while it runs."""
@@ -215,13 +223,18 @@ class Host:
         )
 
     def _forget(self, owner: Owner) -> None:
-        self._forgotten.mark(owner)
         self._tickets.forget(owner)
+        self._forgotten.mark(owner)
         self._recipes.erase(owner)
         self._drop_old_slots()
 
     def _drop_old_slots(self) -> None:
-        """Wipe adapters of recipes that are no longer current. They could not be asked for, but would stay in memory."""
+        """Wipe adapters of recipes that are no longer current, which could not be asked for but would stay in memory; after
+        an erasure all, since some hold what was erased: they are made anew, or refused as stale."""
+        if self._pool.erased() != self._erased:
+            self._erased = self._pool.erased()
+            for slot in self.engine.resident:
+                self.engine.forget(slot)
         held = {slot: _owner_and_version(slot) for slot in self.engine.resident}
         current = self._recipes.all_current(owner for owner, _ in held.values())
         for slot, (owner, version) in held.items():
@@ -242,6 +255,8 @@ class Host:
                     self._tickets.tidy()
             except StoreError as error:
                 log.warning("upkeep put off: %s", error)
+            except Exception as error:  # whatever it is, the next round may get past it
+                log.error("upkeep put off: %s", type(error).__name__)
 
 
 def _owner_and_version(slot: str) -> tuple[Owner, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from perpcs.errors import StoreError
 from serve.recipes import Owner
-from storage.files import exists, read_json, remove, walk
+from storage.files import exists, read_json, remove, remove_empty, walk
 
 
 def file_name(owner: Owner) -> str:
@@ -34,5 +34,7 @@ def drop_old(folder: str, *, keep_s: float) -> None:
             note = read_note(place)
         except StoreError:
             continue  # not ours to judge
-        if note is not None and float(note["at"]) < time.time() - keep_s:
+        if note is not None and float(note.get("at", 0.0)) < time.time() - keep_s:
             remove(place)
+            if (parent := place.rpartition("/")[0]) != folder.rstrip("/"):
+                remove_empty(parent)

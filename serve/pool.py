@@ -9,7 +9,7 @@ import numpy as np
 
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.assembly.pieces import PartialPieces
-from perpcs.errors import MismatchError
+from perpcs.errors import DataError, MismatchError
 from perpcs.lora.bank import Adapter
 from perpcs.records import Recipe
 from serve.errors import StaleRecipeError
@@ -49,10 +49,11 @@ class ServedPool:
         self._lock = threading.Lock()
         self._views: dict[int, LancePieces] = {}
         self._version = 0
+        self._gone: frozenset[int] = frozenset()
 
     def now(self, tenant: str) -> PartialPieces:
         """What a tenant's users are assembled from: sharers of nobody in particular, and the tenant's own; of these, what
-        the experiment's `assembly.sharers` and `assembly.sharing_ratio` leave."""
+        the experiment's `assembly.sharers` and `assembly.sharing_ratio` leave. Raises DataError where that is nothing."""
         with self._lock:
             self._refresh()
             pieces = self._at(self._version)
@@ -63,7 +64,15 @@ class ServedPool:
         )  # fmt: skip
         if mask is None:
             mask = np.repeat(allowed[:, None], len(self.spec.projections), axis=1)
+        if not (mask & pieces.live[:, None]).any():
+            raise DataError("the pool has no sharer from whom this tenant's users may be assembled")
         return PartialPieces(pieces, mask)
+
+    def erased(self) -> frozenset[int]:
+        """Attempts whose pieces are erased by now."""
+        with self._lock:
+            self._refresh()
+            return self._gone
 
     def adapter(self, recipe: Recipe) -> Adapter:
         """What a recipe stands for. Raises StaleRecipeError when that cannot be made any more."""
@@ -81,6 +90,7 @@ class ServedPool:
 
     def _refresh(self) -> None:
         roll = self._pool.log.refresh()
+        self._gone = frozenset(roll.erased)
         if self._pool.log.version != self._version:
             # Who withdrew or was erased meanwhile is so in older views too.
             self._views.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from storage.recipes import RecipeStore
 from storage.tables import CREATED, open_table, store_errors
 
 METHOD = "served"
+PUT = "put"
+"""Key of a recipe's `extra` that is different for every row."""
 STRAY_GRACE_S = 900.0
 """A commit of ours takes far less, so what no version refers to after that is left over."""
 
@@ -52,7 +55,8 @@ def versioned(recipe: Recipe, extra: dict[str, str]) -> Recipe:
     ):
         digest.update(f"{part}\n".encode())
     digest.update(np.ascontiguousarray(recipe.ordinals, np.uint32).tobytes() + recipe.codes.tobytes())
-    return replace(recipe, method=METHOD, extra={**extra, "version": digest.hexdigest()[:16]})
+    told = {**extra, "version": digest.hexdigest()[:16], PUT: secrets.token_hex(8)}
+    return replace(recipe, method=METHOD, extra=told)
 
 
 class ServedRecipes:
@@ -110,6 +114,10 @@ class ServedRecipes:
         """Forget an owner; no byte of the name or recipe is left in the table."""
         return self.store.erase(owner.id)
 
+    def take_back(self, recipe: Recipe) -> None:
+        """Erase what one `put` has written, and nothing that was put since."""
+        self.store.erase(recipe.user_id, put=recipe.extra[PUT])
+
     def tidy(self) -> None:
         """Drop replaced rows and what was left over; any replica may, at any time."""
         self.store.tidy(stray_grace_s=STRAY_GRACE_S)
@@ -119,11 +127,12 @@ class ServedRecipes:
         with self._lock:
             if self._looked >= asked:
                 return
-            self._looked = time.monotonic()
+            began = time.monotonic()
             try:
                 self._read_new()
             except StoreError:  # a clean-up may have removed a file between listing and reading
                 self._read_new()
+            self._looked = began  # not where it failed: whoever waits must look for themselves
 
     def _read_new(self) -> None:
         if not exists(self.store.uri):

@@ -12,10 +12,11 @@ import threading
 import time
 from typing import Any
 
+from serve.errors import ForgottenError
 from serve.messages import Summary
 from serve.notes import drop_old, file_name, read_note
 from serve.recipes import Owner
-from storage.files import join, remove, walk, write_json
+from storage.files import exists, join, remove, remove_empty, walk, write_json
 
 ALIVE_S = 10.0
 LOST_S = 60.0
@@ -25,11 +26,11 @@ _OPEN = ("waiting", "running")
 
 
 class Tickets:
-    """States by owner and ticket. Thread-safe."""
+    """States by owner and ticket. Thread-safe: one look and write at a time."""
 
     def __init__(self, folder: str) -> None:
         self._folder = join(folder, "tickets")
-        self._mine: dict[str, dict[str, Any]] = {}
+        self._mine: set[str] = set()
         self._lock = threading.Lock()
         self._told = time.monotonic()
 
@@ -39,15 +40,22 @@ class Tickets:
         write_json(self._place(owner, ticket), {"status": "waiting", "at": time.time()})
         return ticket
 
-    def tell(self, owner: Owner, ticket: str, status: str, **more: Any) -> None:
-        """Record a state; this process keeps an open one alive."""
-        place, state = self._place(owner, ticket), {"status": status, "at": time.time(), **more}
+    def begin(self, owner: Owner, ticket: str) -> None:
+        """It is worked on, by this process, which keeps it alive. Raises ForgottenError when it was taken away."""
+        place = self._place(owner, ticket)
         with self._lock:
-            if status in _OPEN:
-                self._mine[place] = state
-            else:
-                self._mine.pop(place, None)
-        write_json(place, state)
+            if not exists(place):
+                raise ForgottenError("the user was forgotten before the assembly began; nothing is kept")
+            self._mine.add(place)
+            write_json(place, {"status": "running", "at": time.time()})
+
+    def end(self, owner: Owner, ticket: str, status: str, **more: Any) -> None:
+        """How it ended; nothing where it was taken away meanwhile."""
+        place = self._place(owner, ticket)
+        with self._lock:
+            self._mine.discard(place)
+            if exists(place):
+                write_json(place, {"status": status, "at": time.time(), **more})
 
     def read(self, owner: Owner, ticket: str) -> Summary | None:
         """The state; None for a ticket that is not this owner's."""
@@ -62,8 +70,11 @@ class Tickets:
 
     def forget(self, owner: Owner) -> None:
         """Remove an owner's."""
-        for place, _ in walk(self._of(owner)):
-            remove(place)
+        with self._lock:
+            for place, _ in walk(self._of(owner)):
+                self._mine.discard(place)
+                remove(place)
+        remove_empty(self._of(owner))
 
     def keep_alive(self) -> None:
         """Say that this process is at its open ones; cheap to call often."""
@@ -71,9 +82,9 @@ class Tickets:
             if time.monotonic() - self._told < ALIVE_S:
                 return
             self._told = time.monotonic()
-            mine = dict(self._mine)
-        for place, state in mine.items():
-            write_json(place, {**state, "at": time.time()})
+            self._mine = {place for place in self._mine if exists(place)}  # others may have been taken away
+            for place in self._mine:
+                write_json(place, {"status": "running", "at": time.time()})
 
     def tidy(self) -> None:
         """Remove old ones."""

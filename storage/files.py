@@ -59,15 +59,25 @@ def remove(uri: str) -> None:
         raise StoreError(f"{uri}: cannot be deleted ({reason(error)})") from error
 
 
+def remove_empty(uri: str) -> None:
+    """Delete a local folder that has nothing in it; an object store has no folders."""
+    if not is_remote(uri):
+        with contextlib.suppress(OSError):
+            local(uri).rmdir()
+
+
 def walk(uri: str) -> list[tuple[str, int]]:
-    """Every file below `uri` with its size in bytes; empty when there is no such folder."""
+    """Every file below `uri` with its size in bytes; empty when there is no such folder. Raises StoreError."""
     if not is_remote(uri):
         return list(_walk_local(local(uri)))
     from pyarrow import fs
 
     filesystem, path = open_remote(uri)
     scheme = uri.split("://")[0]
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise StoreError(f"{uri}: cannot be listed ({reason(error)})") from error
     return [(f"{scheme}://{info.path}", int(info.size)) for info in found if info.type == fs.FileType.File]
 
 

@@ -21,6 +21,7 @@ class LancePieces:
         self.ids, self.live = view.ids, view.live
         self._folder = folder
         self._indexes: dict[Key, PoolIndex] = {}
+        self._history_keys: np.ndarray | None = None
 
     @classmethod
     def open(
@@ -60,7 +61,9 @@ class LancePieces:
 
     def history_keys(self) -> np.ndarray:
         """See `perpcs.assembly.pieces.Pieces`."""
-        return self.view.history_keys()
+        if self._history_keys is None:
+            self._history_keys = self.view.history_keys()
+        return self._history_keys
 
     def index(self, key: Key) -> PoolIndex:
         """The indexes of one kind of key."""

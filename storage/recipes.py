@@ -116,8 +116,10 @@ class RecipeStore:
             self._open().delete(f"user_id = {quoted(user_id)}")
         return count
 
-    def erase(self, user_id: str) -> int:
+    def erase(self, user_id: str, *, put: str | None = None) -> int:
         """Forget a user so that no byte is left: the rows, and every file that held them; how many rows.
+
+        put: only the rows whose `extra` says so under this key.
 
         What a writer was cut short at, or lost a race with, is a file that no version refers to; it may be one
         that is being written right now, so only `tidy` removes it, when it is old.
@@ -128,11 +130,14 @@ class RecipeStore:
         with store_errors(self.uri, "erasing recipes"):
             condition = f"user_id = {quoted(user_id)}"
             while True:  # until none is found: an append may have come in between
-                found = self._open().to_table(columns=["user_id"], filter=condition, with_row_id=True)
-                if not found.num_rows:
+                found = (
+                    self._open().to_table(columns=["extra"], filter=condition, with_row_id=True).to_pylist()
+                )
+                rows = [r["_rowid"] for r in found if put is None or json.loads(r["extra"]).get("put") == put]
+                if not rows:
                     break
                 # By number: a table remembers the text of a condition.
-                numbers = ", ".join(map(str, found["_rowid"].to_pylist()))
+                numbers = ", ".join(map(str, rows))
                 count += int(self._open().delete(f"_rowid IN ({numbers})")["num_deleted_rows"])
         compact_table(self.uri)
         drop_old_files(self.uri, grace_s=0)

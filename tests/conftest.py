@@ -28,9 +28,11 @@ for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
 
 def pytest_collection_modifyitems(config, items):
     """For several workers (make test): files with whole flows first, so that the workers end together; tests that share
-    the session's local Ray in one worker, others file by file."""
+    the session's local Ray in one worker, others file by file. Of the first, files that start a Ray of their own come
+    before those that share one, which stays: a process can be connected to one only."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    shares = {item.path for item in items if "local_ray" in item.fixturenames}
+    items.sort(key=lambda item: (item.path not in slow, item.path in shares))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             group = "local ray" if "local_ray" in item.fixturenames else str(item.path)

@@ -33,6 +33,7 @@ class Service:
     """Assemblies that nobody waits for."""
     _card: ModelCard | None = None
     _ready_at: float = float("-inf")
+    _ready: asyncio.Future[ModelCard] | None = None
 
     async def card(self) -> ModelCard:
         """What is served; asked for once."""
@@ -41,12 +42,19 @@ class Service:
         return self._card
 
     async def ready(self) -> None:
-        """Returns when an engine has answered within the last second; anybody may ask, so they are not asked more often.
+        """Returns when an engine has answered within the last second. Anybody may ask: all who do share one question, and
+        its answer, also a bad one, for a second.
 
         Raises what the backend raises."""
-        if time.monotonic() - self._ready_at > 1:
-            await self.backend.card()
-            self._ready_at = time.monotonic()
+        if self._ready is None or (self._ready.done() and time.monotonic() - self._ready_at > 1):
+            self._ready = asyncio.ensure_future(self.backend.card())
+            self._ready.add_done_callback(self._answered)
+        await asyncio.shield(self._ready)
+
+    def _answered(self, ready: asyncio.Future[ModelCard]) -> None:
+        self._ready_at = time.monotonic()
+        if not ready.cancelled():
+            ready.exception()  # somebody has looked: those who asked may be gone
 
     def reconfigure(self, config: ServeConfig) -> None:
         """Take over new limits and defaults."""

@@ -10,7 +10,6 @@ from fastapi.responses import Response
 from serve.api.asking import chat_ask, completion_ask
 from serve.api.context import Hub, caller, named_owner
 from serve.api.forms import ChatForm, CompletionForm
-from serve.api.problems import no_such_model
 from serve.api.shapes import ChatShape, CompletionShape
 from serve.api.streaming import answered, streamed
 from serve.api.views import ChatCompletion, Completion, Model, ModelList, streams
@@ -68,8 +67,8 @@ async def model(model: str, hub: Hub, who: Generating) -> Any:
     """One of them."""
     card = await hub.card()
     owner = named_owner(who, model, None, card.name)
-    if owner is not None and owner.user not in await hub.backend.users(who.tenant):
-        raise no_such_model()
+    if owner is not None:
+        await hub.backend.assembly(owner)  # raises where there is none
     return _model(model, card.created)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from perpcs.assembly.assembler import FITTED
 from perpcs.errors import PerpcsError
 from perpcs.lora.peft_files import CONFIG, WEIGHTS
 from serve.api.context import Hub, Service, UserName, caller, owner_of, unless_gone
@@ -47,8 +48,8 @@ async def assemble(
     wait: Annotated[bool, Query(description="false: answer 202 at once, with a ticket.")] = True,
     prefer: Annotated[str | None, Header(description="respond-async: as wait=false.")] = None,
 ) -> Any:
-    """Assemble the user's model from a history, in place of the one before. Nothing is trained; the history is used
-    and dropped."""
+    """Assemble the user's model from a history, in place of the one before; the history is used and dropped. The
+    fitted rules train the weights of the chosen pieces, no other rule trains anything."""
     order = await _order(owner_of(who, user), form, hub)
     if not wait or "respond-async" in (prefer or ""):
         return await _later(order, hub)
@@ -114,6 +115,8 @@ async def _order(owner: Owner, form: AssemblyForm, hub: Service) -> Order:
         raise Problem(
             400, "merge: gate_batches joins pieces of many batches; use average or svd", param="merge"
         )
+    if rule in FITTED and merge == "average":
+        raise Problem(400, f"merge: {rule} fits weights of the exact sum; use svd or concat", param="merge")
     # Reading dates and fields of a long history takes a while.
     items = await asyncio.to_thread(read_history, form.history, card.task, hub.config.limits)
     return Order(owner, items, rule, merge, top_k)
@@ -133,6 +136,6 @@ async def _quietly(hub: Service, order: Order, ticket: str) -> None:
     try:
         await hub.backend.assemble(order, ticket=ticket)
     except PerpcsError:
-        pass  # the ticket says it
+        pass  # the ticket says it, or is lost in a minute where no replica took it: then too the history is sent again
     except Exception as error:
         log.error("an assembly failed: %s", type(error).__name__)

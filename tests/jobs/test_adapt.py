@@ -21,6 +21,13 @@ def weights(folder):
     return load_file(next((folder / "base").glob("*.safetensors")))
 
 
+def command(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return ""
+
+
 class Killer(threading.Thread):
     """SIGKILL to one of the training workers as soon as a state was kept."""
 
@@ -32,8 +39,7 @@ class Killer(threading.Thread):
         while self.kept is None:
             self.kept = next((self.folder / "adapting").glob("*.safetensors"), None)
             time.sleep(0.01)
-        family = psutil.Process().children(recursive=True)
-        worker = next(p for p in family if "RayTrainWorker" in " ".join(p.cmdline()))
+        worker = next(p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in command(p))
         self.early = not (self.folder / "base").exists()
         os.kill(worker.pid, signal.SIGKILL)
 

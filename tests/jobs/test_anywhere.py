@@ -27,9 +27,9 @@ def remote(s3_environment, monkeypatch, tmp_path):
     return f"s3://pools/{tmp_path.name}"
 
 
-def run(config, uri, *, kill_at=None):
+def run(config, uri, *settings, kill_at=None):
     """The pipeline as a program of its own, which inherits the store's address; killed at a log line, or to its end."""
-    command = [sys.executable, "-m", "jobs.pipeline", str(config), f"experiment={uri}"]
+    command = [sys.executable, "-m", "jobs.pipeline", str(config), f"experiment={uri}", *settings]
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         env=dict(os.environ),
@@ -52,7 +52,7 @@ def test_killed_on_an_object_store_it_goes_on_and_ends_as_in_a_folder(
     paths = Paths.of(remote)
     before = dict(zip(Pool.open(paths.pool).view().ids, Pool.open(paths.pool).view().attempts, strict=True))
     assert before and exists(paths.driver), "the killed driver's sign stays"
-    status, out, err = run(mini_yaml, remote)
+    status, out, err = run(mini_yaml, remote, "ray.address=none")
     assert status == 0, err
     assert "OPPU" in out and f"{remote}/report.html" in out and "base model: already done" in err
     after = dict(zip(Pool.open(paths.pool).view().ids, Pool.open(paths.pool).view().attempts, strict=True))

@@ -4,6 +4,7 @@ import json
 
 from jobs import events as module
 from jobs.events import EventLog, read_events
+from perpcs.errors import StoreError
 from storage.files import walk
 from storage.layout import Paths
 
@@ -48,3 +49,24 @@ def test_parts_on_an_object_store(s3_environment, monkeypatch, tmp_path):
     assert numbers(paths) == list(range(11))
     parts = [path.rsplit("/", 1)[-1] for path, _ in walk(paths.event_parts)]
     assert len(parts) > 3 and all(json.dumps(part).endswith('.jsonl"') for part in parts)
+
+
+def test_what_could_not_be_written_is_written_with_what_comes_next(s3_environment, monkeypatch, tmp_path):
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "PART_BYTES", 100)
+    monkeypatch.setattr(module, "FLUSH_S", 3600.0)
+    paths = Paths.of(f"s3://pools/{tmp_path.name}-ill")
+    write, ill = module.write_bytes, [True, True]
+
+    def sometimes(place, data):
+        if ill and ill.pop():
+            raise StoreError("the object store does not answer")
+        write(place, data)
+
+    monkeypatch.setattr(module, "write_bytes", sometimes)
+    with EventLog(paths) as log:
+        for n in range(6):
+            log.append({"n": n, "text": "x" * 80})
+            log._write_part()
+    assert not ill and numbers(paths) == list(range(6))

@@ -75,17 +75,16 @@ def test_nothing_to_do_starts_nothing(tmp_path, monkeypatch):
     assert Scene(tmp_path, 0).run() == FleetReport()
 
 
-@pytest.mark.parametrize("fleet", ["actors", "train"])
-def test_everybody_is_trained_once_and_a_second_run_has_nothing_to_do(scene, fleet):
+def test_everybody_is_trained_once_and_a_second_run_has_nothing_to_do(scene):
     scene = scene(10)
-    report = scene.run(fleet=fleet)
+    report = scene.run()
     assert report.done == tuple(scene.users) and report.failed == {} and report.workers == 2
     assert set(scene.trained.values()) == {1}
     assert scene.kinds() == {"joined": 2, "pack": 3}
     last = [event for event in scene.events if event.kind == "pack"][-1]
     assert last.done == last.total == 10
     assert [scene.events[0].kind, scene.events[-1].kind] == ["began", "ended"]
-    assert scene.run(fleet=fleet) == FleetReport()
+    assert scene.run() == FleetReport()
 
 
 def test_fewer_users_than_workers(scene):

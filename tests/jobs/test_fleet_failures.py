@@ -140,7 +140,7 @@ def test_a_worker_that_was_thought_dead_and_comes_back_changes_nothing(train, mo
 
     plan = fleet.Plan
     monkeypatch.setattr(
-        fleet, "Plan", lambda **limits: dataclasses.replace(plan(**limits), lost_s=1.0, beat_s=60.0)
+        fleet, "Plan", lambda **limits: dataclasses.replace(plan(**limits), lost_s=5.0, beat_s=60.0)
     )
     report, kinds, pool = train("frozen")
     assert set(report.done) == set(USERS) and report.failed == {}

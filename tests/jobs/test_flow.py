@@ -81,7 +81,7 @@ def test_a_finished_run_is_recognised_without_ray_and_without_a_write(finished, 
 
 
 def test_the_same_seed_gives_the_same_results_in_another_folder(finished, mini, tmp_path, same_results):
-    pipeline.main(mini(tmp_path / "again"))
+    pipeline.main(mini(tmp_path / "again", "ray.address=none"))
     assert same_results(tmp_path / "again") == same_results(finished)
     texts = [(folder / "predictions.jsonl").read_text() for folder in (finished, tmp_path / "again")]
     assert texts[0] == texts[1]
@@ -220,17 +220,18 @@ def test_stages_are_programs_of_their_own(copy, mini_yaml, same_results):
     results = same_results(copy)
     shutil.rmtree(copy / "stages")
     shutil.rmtree(copy / "population.lance")
-    place = f"experiment={copy}"
+    # Ray as a program's own is in the tests of resuming and of object stores.
+    place = f"experiment={copy}", "ray.address=none"
     for module in ("ingest", "adapt"):
-        done = stage(module, mini_yaml, place)
+        done = stage(module, mini_yaml, *place)
         assert done.returncode == 0, done.stderr
-    refused = stage("train_sharers", mini_yaml, place)
+    refused = stage("train_sharers", mini_yaml, *place)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert (
         "train_sharers needs the stage select_sharers first; run python -m jobs.select_sharers"
         in refused.stderr
     )
-    done = stage("pipeline", mini_yaml, place)
+    done = stage("pipeline", mini_yaml, *place)
     assert done.returncode == 0, done.stderr
     assert "population: already done" in done.stderr and "base model: already done" in done.stderr
     assert "OPPU" in done.stdout

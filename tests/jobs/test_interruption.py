@@ -18,7 +18,7 @@ from jobs.fleet import run_fleet
 from jobs.fleet_types import PackReport
 from jobs.terminal import fleet_progress
 
-USERS = [f"u{i:02d}" for i in range(40)]
+USERS = [f"u{i:02d}" for i in range(20)]
 
 class Worker:
     def __init__(self, folder):
@@ -60,6 +60,6 @@ def test_it_stops_and_goes_on(tmp_path, sent, status):
     err = stage.communicate(timeout=30)[1]
     assert stage.returncode == status, err
     assert err.splitlines()[-1].endswith("; run the same command again to go on")
-    assert len(list((tmp_path / "done").iterdir())) < 40
-    subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
-    assert len(list((tmp_path / "done").iterdir())) == 40
+    assert len(list((tmp_path / "done").iterdir())) < 20
+    subprocess.run([*command, "ray.address=none"], env=env, check=True, capture_output=True, timeout=120)
+    assert len(list((tmp_path / "done").iterdir())) == 20

@@ -64,6 +64,6 @@ def test_killed_while_sharers_and_then_own_adapters_train(
     trained = Counter((stage, user) for stage, users in packs(killed) for user in users)
     assert max(trained.values()) == 1
 
-    pipeline.main(mini(undisturbed, *LONGER))
+    pipeline.main(mini(undisturbed, *LONGER, "ray.address=none"))
     assert same_results(killed) == same_results(undisturbed)
     assert (killed / "predictions.jsonl").read_text() == (undisturbed / "predictions.jsonl").read_text()

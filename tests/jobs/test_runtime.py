@@ -1,7 +1,9 @@
 """Starting and joining Ray, and one function in one task."""
 
+import logging
 import os
 import signal
+import time
 
 import pytest
 
@@ -107,6 +109,24 @@ def die():
 def test_a_task_whose_process_dies_says_so_in_one_line(local_ray):
     with pytest.raises(PerpcsError, match=r"^die: its process died 1 times"):
         run_remote(die, cfg=RayConfig(retries=0))
+
+
+def test_a_task_that_dies_after_much_talk_is_started_again_and_its_result_counts(local_ray, tmp_path, caplog):
+    flag = tmp_path / "died"
+
+    def talk_and_die():
+        log = logging.getLogger("perpcs.some.module")
+        if flag.exists():
+            return 7
+        for n in range(12):
+            log.info("line %d", n)
+        flag.touch()
+        time.sleep(1)  # until the lines are heard
+        return os.kill(os.getpid(), signal.SIGKILL)
+
+    with caplog.at_level("INFO"):
+        assert run_remote(talk_and_die, cfg=RayConfig(retries=1)) == 7
+    assert "line 11" in caplog.text and "talk_and_die: its process died and is started again" in caplog.text
 
 
 def test_no_cluster_where_one_was_named(monkeypatch):

@@ -1,6 +1,7 @@
 """`python -m jobs.status`: what it says of a finished experiment, one at work, one that failed, and of nothing."""
 
 import json
+import re
 import time
 
 import pytest
@@ -79,8 +80,9 @@ def test_one_at_work_with_a_failed_user(copy, capsys):
     )
     assert status.main([str(copy)]) == 0
     text = capsys.readouterr().out
-    for part in ("driver on far, process 3; its last sign is 2 s old", "begun, 0 of 4 users, 3 left, 1 failed",
-                 "about 6 s to go with 1 workers", "worker 0 runs (far", "failed for good: DataError: no"):  # fmt: skip
+    assert re.search(r"driver on far, process 3; its last sign is \d+ s old", text)
+    for part in ("begun, 0 of 4 users, 3 left, 1 failed",
+                 "s to go with 1 workers", "worker 0 runs (far", "failed for good: DataError: no"):  # fmt: skip
         assert part in text
 
 

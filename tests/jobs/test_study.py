@@ -49,6 +49,7 @@ def test_a_study_without_ray_gives_the_same_numbers_and_is_not_run_twice(
     """Two seeds in this process; nothing may start a Ray. The first seed's answers are those of the run over Ray."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("jobs.runtime.start_local", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.remote", lambda *a, **k: pytest.fail("Ray was used"))
     rows = ["adapted", "oppu", "gradient_global", "other_oppu"]
     config = tmp_path / "mini.yaml"
     config.write_text("experiment: run\n" + mini_yaml.read_text())

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 def cluster():
     folder = Path(tempfile.mkdtemp(prefix="pc-"))
     # By default metrics are collected every ten seconds, in which this training may be over.
-    with head_node(folder, RAY_metrics_report_interval_ms="500") as head:
+    # A stopped job is killed after three seconds, in which it may not have unwound on a busy machine.
+    with head_node(folder, RAY_metrics_report_interval_ms="500", RAY_JOB_STOP_WAIT_TIME_S="60") as head:
         yield head
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -52,8 +53,10 @@ def test_stopped_and_submitted_again_it_goes_on(cluster, mini_yaml, tmp_path):
         "jobs.pipeline",
         str(mini_yaml),
         f"experiment={folder}",
+        "population.synthetic.candidates=14",
+        "select.count=12",
         "pool.train.pack=1",
-        "pool.train.steps=300",
+        "pool.train.steps=100",
     ]
     first = submit(cluster, *arguments, wait=False)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -67,7 +70,7 @@ def test_stopped_and_submitted_again_it_goes_on(cluster, mini_yaml, tmp_path):
     assert again.returncode == 0, again.stdout + again.stderr
     assert "base model: already done" in again.stdout and "OPPU" in again.stdout
     users = users_of_packs(folder)
-    assert users[: len(before)] == before and len(set(users)) == len(users) == 4
+    assert users[: len(before)] == before and len(set(users)) == len(users) == 12
     assert "perpcs_jobs_users_total{" in metrics and 'stage="sharers"' in metrics
 
 
@@ -83,7 +86,7 @@ def wait_for_packs(folder, cluster):
                 .read()
                 .decode()
             )
-            if "perpcs_jobs_users_total" in page or len(users_of_packs(folder)) > 2:
+            if "perpcs_jobs_users_total" in page:
                 return page
     raise AssertionError("no sharer was committed")
 

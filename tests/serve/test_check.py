@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from perpcs.errors import ConfigError
 from serve.check import check_file, check_tree, main
@@ -70,6 +71,15 @@ def test_a_file_that_is_none(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"x\.yaml"):
         check_file(str(path))
+
+
+def test_the_shipped_file_assembles_as_the_experiment_did():
+    shipped = yaml.safe_load((ROOT / "configs/serve/deploy.yaml").read_text())
+    for app in shipped["applications"]:
+        for deployment in app["deployments"]:
+            changed = reconfigured(ServeConfig(), deployment["user_config"])
+            assert changed.assembly == ServeConfig().assembly
+        assert not [key for key in app["args"] if key.startswith("assembly")]
 
 
 def test_user_config_changes_limits_and_defaults_only():

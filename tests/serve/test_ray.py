@@ -17,8 +17,15 @@ import yaml
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-BODY = {"model": "user:una", "prompt": "a ship leaves", "max_tokens": 8, "temperature": 0}
-LONG = {"model": "user:una", "prompt": "a ship", "max_tokens": 256, "temperature": 1, "n": 8, "stream": True}
+BODY = {"model": "user:zoraqx", "prompt": "a ship leaves", "max_tokens": 8, "temperature": 0}
+LONG = {
+    "model": "user:zoraqx",
+    "prompt": "a ship",
+    "max_tokens": 256,
+    "temperature": 1,
+    "n": 8,
+    "stream": True,
+}
 SECRET = "zebrafish on the staircase"
 
 
@@ -123,8 +130,8 @@ def until_answered(http, seconds=120.0):
 
 @pytest.fixture(scope="module")
 def una(served, history):
-    """The answer that una's model gives."""
-    made = served.http.put("/v1/users/una/assembly", json={"history": history(0), "rule": "gradient"})
+    """The answer that zoraqx's model gives."""
+    made = served.http.put("/v1/users/zoraqx/assembly", json={"history": history(0), "rule": "gradient"})
     assert made.status_code == 200, made.text
     text = served.http.post("/v1/completions", json=BODY).json()["choices"][0]["text"]
     return SimpleNamespace(version=made.json()["version"], text=text)
@@ -150,13 +157,13 @@ def test_refusals_are_answers_and_leave_no_trace_in_the_logs(served, una):
     ):
         assert http.post("/v1/completions", json=body).status_code == status
     items = [{"description": SECRET, "tag": ""}]
-    assert http.put("/v1/users/una/assembly", json={"history": items}).status_code == 400
+    assert http.put("/v1/users/zoraqx/assembly", json={"history": items}).status_code == 400
     assert http.get("/v1/users/nobody/assembly").status_code == 404
     logs = replica_logs()
     assert logs, "the replicas' logs are where they are looked for"
     for path, text in logs.items():
         assert "Traceback" not in text, path
-        assert SECRET not in text and "una" not in text and "nobody" not in text, path
+        assert SECRET not in text and "zoraqx" not in text and "nobody" not in text, path
 
 
 def replica_logs():
@@ -175,7 +182,7 @@ def test_metrics_of_all_replicas_in_one_page(served, una):
 
     until(there)
     page = served.http.get("/metrics").text
-    assert 'route="/v1/completions"' in page and "una" not in page
+    assert 'route="/v1/completions"' in page and "zoraqx" not in page
 
 
 class Crowd:
@@ -188,15 +195,19 @@ class Crowd:
             thread.start()
 
     def work(self, number):
-        while number < self.wanted:
-            with self.http.stream("POST", "/v1/completions", json=LONG) as stream:
-                lines = [line for line in stream.iter_lines() if line]
-                self.ends.append((stream.status_code, lines[-1]))
+        try:
+            while number < self.wanted:
+                with self.http.stream("POST", "/v1/completions", json=LONG) as stream:
+                    lines = [line for line in stream.iter_lines() if line]
+                    self.ends.append((stream.status_code, lines[-1]))
+        except httpx2.HTTPError as error:
+            self.ends.append((0, repr(error)))
 
     def leave(self, wanted):
         self.wanted = wanted
         for thread in self.threads[wanted:]:
             thread.join(120)
+            assert not thread.is_alive()
 
 
 def test_load_adds_a_replica_and_no_stream_is_cut_when_it_goes(served, una):
@@ -234,6 +245,6 @@ def test_the_recipe_outlives_a_replica(served, una):
     answer, statuses = until_answered(http)
     assert answer.json()["choices"][0]["text"] == una.text
     assert set(statuses) <= {200, 503}
-    assert http.get("/v1/users/una/assembly").json()["version"] == una.version
-    assert http.delete("/v1/users/una/assembly").status_code == 200
+    assert http.get("/v1/users/zoraqx/assembly").json()["version"] == una.version
+    assert http.delete("/v1/users/zoraqx/assembly").status_code == 200
     assert http.post("/v1/completions", json=BODY).status_code == 404

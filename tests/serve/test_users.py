@@ -34,17 +34,27 @@ def test_an_assembly_says_what_it_is_made_of(client, history):
     client.delete("/v1/users/dora/assembly")
 
 
-@pytest.mark.parametrize("rule", get_args(RuleName))
-@pytest.mark.parametrize("merge", ["average", "svd", "concat"])
+@pytest.mark.parametrize(
+    ("rule", "merge"),
+    [
+        *((rule, "svd") for rule in get_args(RuleName)),
+        *((rule, merge) for rule in ("gradient", "gate") for merge in ("average", "concat")),
+        ("gate_batches", "average"),
+        ("reranked_fitted", "concat"),
+    ],
+)
 def test_every_rule_and_merge_answers(client, history, rule, merge):
     made = put(client, "eve", history(1), rule=rule, merge=merge, top_k=2)
-    if (rule, merge) == ("gate_batches", "concat"):
-        assert made.status_code == 400 and made.json()["error"]["param"] == "merge"
-        return
     assert made.status_code == 200, made.text
     body = {"model": "user:eve", "prompt": "a ship", "max_tokens": 2}
     assert client.post("/v1/completions", json=body).status_code == 200
     client.delete("/v1/users/eve/assembly")
+
+
+@pytest.mark.parametrize(("rule", "merge"), [("gate_batches", "concat"), ("reranked_fitted", "average")])
+def test_a_merge_that_does_not_fit_the_rule_is_refused(client, history, rule, merge):
+    refused = put(client, "eve", history(1), rule=rule, merge=merge)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "merge"
 
 
 def test_asked_for_nothing_the_service_assembles_as_the_experiment_did(client, service, experiment, history):
@@ -52,6 +62,7 @@ def test_asked_for_nothing_the_service_assembles_as_the_experiment_did(client, s
     from perpcs.assembly.rules import make_recipe
     from perpcs.records import User
     from serve.api.history import read_history
+    from serve.assembling import NOBODY
     from serve.recipes import Owner
 
     headers = {"Authorization": f"Bearer {service.made['other']}"}  # who may use every sharer of the pool
@@ -60,7 +71,7 @@ def test_asked_for_nothing_the_service_assembles_as_the_experiment_did(client, s
     opened = service.host._opened
     items = read_history(history(3), opened.prompter.task.name, service.config.limits)
     assembler = open_assembler(opened.experiment, experiment.paths, opened.assembly)
-    picks = assembler.picks("reranked_fitted", "concat", [User("dan", items)])[0]
+    picks = assembler.picks("reranked_fitted", "concat", [User(NOBODY, items)])[0]
     theirs = make_recipe("dan", "served", picks, assembler.pieces, merge="concat")
     ours = service.host._recipes.get(Owner("other", "dan"))
     assert (ours.codes == theirs.codes).all() and (ours.ordinals == theirs.ordinals).all()
@@ -158,7 +169,7 @@ def test_one_whose_replica_died_is_lost(tmp_path, monkeypatch):
 
     book, owner = tickets.Tickets(str(tmp_path)), Owner("acme", "jo")
     ticket = book.new(owner)
-    book.tell(owner, ticket, "running")
+    book.begin(owner, ticket)
     monkeypatch.setattr(tickets, "ALIVE_S", 0.0)
     monkeypatch.setattr(tickets, "LOST_S", 0.2)
     time.sleep(0.3)
@@ -166,6 +177,106 @@ def test_one_whose_replica_died_is_lost(tmp_path, monkeypatch):
     book.keep_alive()
     assert book.read(owner, ticket)["status"] == "running"
     assert book.read(Owner("acme", "joe"), ticket) is None
+    book.end(owner, ticket, "done", version="v")
+    monkeypatch.setattr(tickets, "LOST_S", 60.0)
+    book.keep_alive()
+    assert book.read(owner, ticket)["status"] == "done"
+
+
+def test_a_forgotten_ticket_stays_away(tmp_path, monkeypatch):
+    from serve import tickets
+    from serve.errors import ForgottenError
+    from serve.recipes import Owner
+
+    here, elsewhere, owner = (
+        tickets.Tickets(str(tmp_path)),
+        tickets.Tickets(str(tmp_path)),
+        Owner("acme", "jo"),
+    )
+    monkeypatch.setattr(tickets, "ALIVE_S", 0.0)
+    begun, waiting = here.new(owner), here.new(owner)
+    here.begin(owner, begun)
+    elsewhere.forget(owner)
+    here.keep_alive()
+    here.end(owner, begun, "done", version="v")
+    with pytest.raises(ForgottenError):
+        here.begin(owner, waiting)
+    assert not list((tmp_path / "tickets").iterdir()), "not even a folder with a hash of the name"
+
+
+def test_a_late_assembly_takes_back_its_own_recipe_alone(open_service, history, monkeypatch):
+    """One replica is slow over a history; on another the user is forgotten, and assembled anew, before it is done."""
+    from fastapi.testclient import TestClient
+
+    from serve.forgotten import Forgotten
+    from serve.host import Host
+    from serve.recipes import Owner
+
+    slow = open_service("assembly.rule=gradient")
+    quick = Host(slow.config)
+    owner, at, go_on = Owner("acme", "nia"), threading.Event(), threading.Event()
+    put_away = slow.host._recipes.put
+
+    def put_late(recipe):
+        at.set()
+        assert go_on.wait(60)
+        put_away(recipe)
+
+    monkeypatch.setattr(slow.host._recipes, "put", put_late)
+    with TestClient(slow.app, headers={"Authorization": f"Bearer {slow.made['acme']}"}) as client:
+        answers = []
+        late = threading.Thread(target=lambda: answers.append(put(client, "nia", history(0))))
+        late.start()
+        assert at.wait(60), "its last look at the mark is over"
+        quick._forget(owner)
+        sign = Forgotten(str(slow.store)).sign(owner)
+        made, _ = quick._desk.submit(_order(owner, slow, history(1)), sign).result(60)
+        go_on.set()
+        late.join(60)
+    assert answers[0].status_code == 409
+    for host in (quick, slow.host):
+        assert host._recipes.current(owner) == made.extra["version"], "the newer one is still there"
+    quick.close()
+
+
+def _order(owner, service, items):
+    from serve.api.history import read_history
+    from serve.messages import Order
+
+    past = read_history(items, "LaMP-2M", service.config.limits)
+    return Order(owner, past, "gradient", "concat", 2)
+
+
+def test_who_waited_for_a_look_that_failed_looks_again(tmp_path, monkeypatch):
+    from perpcs.errors import StoreError
+    from serve.recipes import Owner, ServedRecipes
+
+    recipes, owner = ServedRecipes(str(tmp_path)), Owner("acme", "jo")
+    began, fail, answers = threading.Event(), threading.Event(), []
+
+    def broken():
+        began.set()
+        fail.wait(60)
+        raise StoreError("the store does not answer")
+
+    def ask():
+        try:
+            answers.append(recipes.current(owner))
+        except StoreError as error:
+            answers.append(str(error))
+
+    recipes._newest[owner.id] = (0, 0, "forgotten meanwhile")
+    monkeypatch.setattr(recipes, "_read_new", broken)
+    crowd = [threading.Thread(target=ask) for _ in range(4)]
+    crowd[0].start()
+    assert began.wait(60)
+    for thread in crowd[1:]:
+        thread.start()
+    time.sleep(0.2)
+    fail.set()
+    for thread in crowd:
+        thread.join(60)
+    assert answers == ["the store does not answer"] * 4
 
 
 def test_a_forgotten_user_leaves_no_byte(client, service, history):

@@ -53,9 +53,9 @@ def _fit(
     seed: int,
 ) -> list[Picks]:
     ordinals_UPc, weights_UPc = _padded(start)
-    mixture = mixture_of(pieces, np.maximum(ordinals_UPc, 0), device=model.device)
+    mixture = mixture_of(pieces, ordinals_UPc, device=model.device)
     fitted_UPc, _ = train_weights(model, mixture, torch.from_numpy(weights_UPc), users, config, seed=seed)
-    # A missing pick stands for nothing: whatever was fitted to the piece that fills its place is dropped.
+    # A place without a piece adds nothing; weight decay or rounding may still have given it a weight.
     weights = np.where(ordinals_UPc >= 0, fitted_UPc.cpu().numpy(), 0.0)
     return [(o, *quantise_weights(w)) for o, w in zip(ordinals_UPc, weights, strict=True)]
 

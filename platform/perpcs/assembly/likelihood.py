@@ -20,12 +20,14 @@ from perpcs.train.pack import AS_FITS
 
 
 def mixture_of(pieces: Pieces, ordinals_UPc: np.ndarray, *, device: torch.device) -> Mixture:
-    """The pieces of all users' shortlists, stacked, with one fetch."""
+    """The pieces of all users' shortlists, stacked, with one fetch; -1: a piece that adds nothing, whatever its weight."""
     users, _, c = ordinals_UPc.shape
     spec = pieces.spec
-    fetched = pieces.fetch({p.name: ordinals_UPc[:, j].ravel() for j, p in enumerate(spec.projections)})
+    wanted = {p.name: ordinals_UPc[:, j].ravel() for j, p in enumerate(spec.projections)}
+    fetched = pieces.fetch({name: np.maximum(ordinals, 0) for name, ordinals in wanted.items()})
     factors = {}
     for name, (a, b) in fetched.items():
+        b = np.where((wanted[name] >= 0)[:, None, None], b, np.float32(0))
         a_Sri = torch.from_numpy(a).unflatten(0, (users, c)).flatten(1, 2)
         b_Sor = torch.from_numpy(b).unflatten(0, (users, c)).transpose(1, 2).flatten(2)
         factors[name] = (a_Sri.to(device), b_Sor.contiguous().to(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ class SentenceEncoder:
 
 
 def make_encoder(name: str, model: BankedModel, prompter: Prompter) -> HistoryEncoder:
-    """The encoder that `select.encoder` names: `base`, or a folder."""
+    """The encoder that `select.encoder` names: `base`, or a folder, whose model is loaded once."""
     if name == "base":
         return BaseEncoder(model, prompter)
-    return SentenceEncoder(name, prompter.task, device=model.device)
+    return _sentence_encoder(name, prompter.task, model.device)
+
+
+@lru_cache(maxsize=1)
+def _sentence_encoder(folder: str, task: Task, device: torch.device) -> SentenceEncoder:
+    return SentenceEncoder(folder, task, device=device)

@@ -117,3 +117,26 @@ def test_places_without_a_piece_stay_empty(banked, pieces, targets):
     users = [UserData(u.user_id, u.examples) for u in targets[:2]]
     for fitted_one in fitted_picks(banked, users, [(ordinals, codes, 1.0), wide], pieces, FIT, seed=0)[:1]:
         assert (fitted_one[1][:, 1:] == 0).all() and (fitted_one[1][:, 0] != 0).all()
+
+
+def test_what_lies_where_no_piece_is_has_no_part_in_the_fit(banked, pieces, targets):
+    class Louder:
+        """The same pool with another first sharer, whom the picks do not name."""
+
+        def __getattr__(self, name):
+            return getattr(pieces, name)
+
+        def fetch(self, wanted):
+            found = pieces.fetch(wanted)
+            for name, (_, b) in found.items():
+                b[wanted[name] == 0] *= 50
+            return found
+
+    ordinals = np.array([[3, -1, 2]] * len(pieces.spec.projections))
+    codes = np.array([[80, 0, 47]] * len(pieces.spec.projections), np.int8)
+    users = [UserData(u.user_id, u.examples) for u in targets[:1]]
+    one, other = (
+        fitted_picks(banked, users, [(ordinals, codes, 1.0)], pool, FIT, seed=0)[0]
+        for pool in (pieces, Louder())
+    )
+    assert (one[1] == other[1]).all() and one[2] == other[2]
