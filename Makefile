@@ -27,13 +27,16 @@ $(READY): pyproject.toml
 quickstart: $(READY)  ## the whole flow on a synthetic population: runs/quickstart/report.html
 	$(BIN)/python -m jobs.pipeline configs/quickstart.yaml $(ARGS)
 
+runs/quickstart/results.json: | $(READY)
+	$(BIN)/python -m jobs.pipeline configs/quickstart.yaml
+
 test: $(READY)  ## all tests
 	$(BIN)/python $(TESTS) $(ARGS)
 
 test-fast: $(READY)  ## all tests but the whole flows
 	$(BIN)/python $(TESTS) -m "not slow" $(ARGS)
 
-bench: $(READY)  ## every bench; each writes its result beside itself
+bench: $(READY) runs/quickstart/results.json  ## every bench; those that take --full are small without it
 	@set -e; for bench in benchmarks/bench_*.py; do [ -e "$$bench" ] || continue; \
 	  echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); done
 

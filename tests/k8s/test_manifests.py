@@ -26,9 +26,12 @@ def gpu(rendered):
 
 def test_the_overlays_are_what_the_docs_say(rendered):
     assert set(rendered) == {"cpu-dev", "gpu", "gpu-spot"}
-    for things in rendered.values():
+    for overlay, things in rendered.items():
+        jobs = {t["metadata"]["name"] for t in things if t["kind"] == "RayJob"}
+        swept = {"perpcs-sweep"} if overlay == "cpu-dev" else set()
+        assert jobs == {"perpcs-pipeline", "perpcs-sharers"} | swept
         kinds = [thing["kind"] for thing in things]
-        assert kinds.count("RayJob") == 3 and "RayCluster" in kinds and "RayService" in kinds
+        assert "RayCluster" in kinds and "RayService" in kinds
         assert "component" not in {t["metadata"]["name"] for t in things}, "patterns are never applied"
         assert "shape" not in {t["metadata"]["name"] for t in things}
 

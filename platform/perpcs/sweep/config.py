@@ -171,7 +171,14 @@ def _check(sweep: Sweep) -> None:
         raise ConfigError(
             f"{sweep.origin}: sweep.space.{key}: a grid needs a list of values; or sweep.search=random"
         )
-    sweep.draft.config()
+    for key, place in (
+        ("experiment", sweep.draft.config().experiment),
+        *(("sweep.reuse", p) for p in sweep.config.reuse),
+    ):
+        if "://" in place and not place.startswith("file://"):
+            raise ConfigError(
+                f"{sweep.origin}: {key}: {place}: a sweep needs a folder that all its nodes see, no object store"
+            )
     for axis in sweep.axes:
         for value in axis.ends() if axis.key != METHOD else ():
             sweep.draft.config({axis.key: value}, origin=f"{sweep.origin}: sweep.space")

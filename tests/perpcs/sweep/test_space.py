@@ -70,6 +70,8 @@ def test_overrides_reach_the_sweep_its_space_and_the_experiment(load):
         ("sweep.space.method=[gradent]", "did you mean gradient"),
         ("sweep.space.ray.workers=[1, 2]", "cannot be varied: it changes where the work runs"),
         ("sweep.space.seed=[1, 2]", "list the seeds in sweep.seeds"),
+        ("experiment=s3://bucket/sweep", "experiment: s3://bucket/sweep: a sweep needs a folder"),
+        ("sweep.reuse=[s3://bucket/x]", "sweep.reuse: s3://bucket/x: a sweep needs a folder"),
         ("sweep.trails=3", "trails: no such key; did you mean trials"),
         ("sweep.seeds=[1, 1]", "must be different whole numbers"),
         ("sweep.metric=acuracy", "did you mean accuracy"),
