@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from perpcs.assembly.assembler import Assembler, choosing, pieces_chosen
+from perpcs.assembly.merge import merged_rank
 from perpcs.assembly.rules import make_recipe
 from perpcs.assembly.select import sharer_weights
 from perpcs.config.schema import AssemblyConfig
@@ -101,14 +102,31 @@ class AssemblyDesk:
             raise ForgottenError("the user was forgotten while the assembly was under way; nothing is kept")
 
 
-def settled(order: Order, made: AssemblyConfig, *, most: int) -> Order:
-    """The order with its number of pieces, where it says none that of the experiment. Raises DataError for more than
-    `most`, for which the bank has no room."""
+@dataclass(frozen=True)
+class Room:
+    """What the bank was made for."""
+
+    pieces: int
+    """Per projection (`assembly.max_top_k`)."""
+    rank: int
+    """Of an adapter."""
+    piece_rank: int
+    """Of a piece: the pool's."""
+
+
+def settled(order: Order, made: AssemblyConfig, room: Room) -> Order:
+    """The order with its number of pieces, where it says none that of the experiment. Raises DataError for what the bank
+    has no room for."""
     top_k = order.top_k or pieces_chosen(order.rule, made)
-    if top_k > most:
+    if top_k > room.pieces:
         raise DataError(
-            f"top_k: {order.rule} chooses {top_k} pieces per projection here, more than this service's {most}; "
-            f"ask for top_k={most}"
+            f"top_k: {order.rule} chooses {top_k} pieces per projection here, more than this service's {room.pieces}; "
+            f"ask for top_k={room.pieces}"
+        )
+    if merged_rank(order.merge, rank=room.piece_rank, k=top_k) > room.rank:
+        raise DataError(
+            f"merge: {top_k} pieces joined by {order.merge} have rank {top_k * room.piece_rank}, more than this "
+            f"service's {room.rank}; use svd"
         )
     return replace(order, top_k=top_k)
 

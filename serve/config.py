@@ -112,6 +112,9 @@ class EngineSection:
 
     slots: int = 64
     """Users whose adapters are in the bank at once."""
+    rank: int = 0
+    """Largest rank of an adapter in the bank; 0: room for `assembly.max_top_k` pieces joined by `concat`. For `svd` and
+    `average` the pool's own rank is enough, with slots as many times smaller; `concat` of more is then refused."""
     requests: int = 64
     """Requests in one batch."""
     cache_tokens: int = 16384
@@ -132,7 +135,7 @@ class EngineSection:
     def check(self) -> Problems:
         """Impossible values."""
         yield from at_least(self, 1, "slots", "requests", "cache_tokens", "step_tokens", "waiting", "loaders")
-        yield from at_least(self, 0, "piece_cache_bytes", "threads")
+        yield from at_least(self, 0, "rank", "piece_cache_bytes", "threads")
 
 
 @dataclass(frozen=True)

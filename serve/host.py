@@ -13,14 +13,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 
-from perpcs.errors import StoreError
+from perpcs.errors import ConfigError, DataError, StoreError
 from perpcs.generate.engine import Engine
 from perpcs.generate.requests import UnknownUserError
 from perpcs.lora.bank import Adapter
 from perpcs.lora.peft_export import PeftFiles, export_peft
 from perpcs.records import Recipe
 from serve.answers import Answers
-from serve.assembling import AssemblyDesk, Parts, settled, summary
+from serve.assembling import AssemblyDesk, Parts, Room, settled, summary
 from serve.config import ServeConfig
 from serve.errors import READABLE
 from serve.forgotten import Forgotten
@@ -58,6 +58,8 @@ class Host:
         parts = Parts(opened, self._pool, self._recipes, self._forgotten)
         self._desk = AssemblyDesk(parts, waiting=config.assembly.waiting)
         bank = make_bank(self._pool.spec, opened.base.model, config)
+        self._rank = bank.rank
+        self._check_defaults(config)
         self.engine = Engine(opened.base.model, bank, self._adapter_of, config=engine_limits(config))
         self._reader = Reader(opened.base.tokenizer, opened.prompter)
         self._erased = self._pool.erased()
@@ -122,7 +124,7 @@ class Host:
             await asyncio.to_thread(partial(self._tickets.end, order.owner, ticket, status, **more))
 
     async def _assemble(self, order: Order, sign: str, *, detail: bool) -> Summary:
-        order = settled(order, self._opened.experiment.assembly, most=self.config.assembly.max_top_k)
+        order = settled(order, self._opened.experiment.assembly, self._room(self.config))
         recipe, seconds = await asyncio.wrap_future(self._desk.submit(order, sign))
         for phase, value in seconds.items():
             METRICS.assembly_seconds.observe(value, phase=phase)
@@ -166,7 +168,8 @@ class Host:
             raise RuntimeError("the upkeep has stopped")
 
     def reconfigure(self, config: ServeConfig) -> None:
-        """Take over what may change while it runs."""
+        """Take over what may change while it runs. Raises ConfigError for defaults that the bank has no room for."""
+        self._check_defaults(config)
         self.config = config
         self._desk.waiting = config.assembly.waiting
 
@@ -178,6 +181,18 @@ class Host:
         self._upkeep.join(10)
 
     # Threads
+
+    def _room(self, config: ServeConfig) -> Room:
+        return Room(config.assembly.max_top_k, self._rank, self._pool.spec.rank)
+
+    def _check_defaults(self, config: ServeConfig) -> None:
+        a = config.assembly
+        merge = "average" if a.rule == "gate_batches" else a.merge
+        plain = Order(Owner("", ""), (), a.rule, merge, a.top_k)
+        try:
+            settled(plain, self._opened.experiment.assembly, self._room(config))
+        except DataError as error:
+            raise ConfigError(f"assembly.{error}, or raise assembly.max_top_k or engine.rank") from error
 
     @property
     def _name(self) -> str:

@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from perpcs.assembly.assembler import pieces_chosen
 from perpcs.assembly.merge import merged_rank
 from perpcs.config import ExperimentConfig
 from perpcs.errors import ConfigError
@@ -47,7 +46,6 @@ def open_experiment(config: ServeConfig) -> Opened:
             "(make quickstart), or name its folder"
         )
     cfg = read_experiment(paths.config)
-    _require_room(config, cfg)
     device = config.engine.device or cfg.base.device
     base = load_base(
         local_folder(paths.base, named_by=FINGERPRINT_FILE),
@@ -61,17 +59,6 @@ def open_experiment(config: ServeConfig) -> Opened:
     return Opened(cfg, paths, base, twin, prompter)
 
 
-def _require_room(config: ServeConfig, cfg: ExperimentConfig) -> None:
-    """What requests that name nothing ask for must fit into the bank."""
-    a = config.assembly
-    wanted = a.top_k or pieces_chosen(a.rule, cfg.assembly)
-    if wanted > a.max_top_k:
-        raise ConfigError(
-            f"assembly.max_top_k: {a.max_top_k} is below the {wanted} pieces per projection that {a.rule} chooses in "
-            f"this experiment; raise it, or set assembly.top_k"
-        )
-
-
 def share_weights(model: BankedModel) -> BankedModel:
     """A second model over the same tensors: an engine owns its model, and the weights need not be there twice."""
     tensors: list[Any] = [*model.model.parameters(), *model.model.buffers()]
@@ -79,8 +66,11 @@ def share_weights(model: BankedModel) -> BankedModel:
 
 
 def make_bank(spec: PoolSpec, model: BankedModel, config: ServeConfig) -> AdapterBank:
-    """Room for `engine.slots` adapters of the largest rank that may be asked for."""
-    rank = merged_rank("concat", rank=spec.rank, k=config.assembly.max_top_k)
+    """Room for `engine.slots` adapters of the largest rank that may be asked for. Raises ConfigError for a rank below the
+    pool's."""
+    rank = config.engine.rank or merged_rank("concat", rank=spec.rank, k=config.assembly.max_top_k)
+    if rank < spec.rank:
+        raise ConfigError(f"engine.rank: {rank} is below the pool's rank {spec.rank}; raise it, or 0")
     return AdapterBank(
         model.projections, config.engine.slots, rank=rank, scale=spec.alpha / spec.rank, device=model.device
     )

@@ -81,14 +81,30 @@ def test_asked_for_nothing_the_service_assembles_as_the_experiment_did(client, s
 def test_more_pieces_than_the_bank_has_room_for(open_service, history):
     from fastapi.testclient import TestClient
 
-    with pytest.raises(ConfigError, match=r"assembly\.max_top_k: 3 is below the 8 pieces .* reranked_fitted"):
+    with pytest.raises(
+        ConfigError, match=r"assembly\.top_k: reranked_fitted chooses 8 .* raise assembly\.max_top_k"
+    ):
         open_service("assembly.max_top_k=3")
+    with pytest.raises(
+        ConfigError, match=r"assembly\.merge: 8 pieces joined by concat have rank 32, .* 4; use svd"
+    ):
+        open_service("engine.rank=4", "assembly.merge=concat")
+    with pytest.raises(ConfigError, match=r"engine\.rank: 3 is below the pool's rank 4"):
+        open_service("engine.rank=3")
     small = open_service("assembly.max_top_k=3", "assembly.rule=reranked")
     with TestClient(small.app, headers={"Authorization": f"Bearer {small.made['acme']}"}) as client:
         assert put(client, "dan", history(3)).json()["top_k"] == 3
         refused = put(client, "eve", history(3), rule="reranked_fitted")
         assert refused.status_code == 400 and "ask for top_k=3" in refused.json()["error"]["message"]
         assert put(client, "eve", history(3), rule="reranked_fitted", top_k=3).json()["top_k"] == 3
+    thin = open_service("engine.rank=4", "assembly.merge=svd")
+    with TestClient(thin.app, headers={"Authorization": f"Bearer {thin.made['acme']}"}) as client:
+        assert put(client, "dan", history(3)).json()["top_k"] == 8
+        assert (
+            client.post("/v1/completions", json={"model": "user:dan", "prompt": "a ship"}).status_code == 200
+        )
+        refused = put(client, "eve", history(3), merge="concat")
+        assert refused.status_code == 400 and "use svd" in refused.json()["error"]["message"]
 
 
 def test_a_tenants_sharers_serve_that_tenant_alone(client, service, history):
