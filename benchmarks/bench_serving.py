@@ -37,11 +37,10 @@ from typing import Any
 
 import serving_failover
 from serving_clients import Plan
-from serving_world import PROMPT, Service, machine, people_of, prompts_of, register
+from serving_world import PROMPT, RULES, Service, machine, order_of, people_of, prompts_of, register
 
 from perpcs.generate.requests import Request
 from serve.host import Host
-from serve.messages import Order
 from serve.recipes import Owner
 
 RESULT = Path(__file__).parent / "results" / "serving.json"
@@ -78,7 +77,11 @@ def loads(experiment: str, full: bool) -> Json:
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
         few, many = (opened.enter_context(closing(Service(experiment, f"{folder}/{n}"))) for n in (0, 1))
         register(few.host, experiment, 5)
-        found["cold_path_ms"] = cold_path(many.host, experiment, rounds=40 if full else 3)
+        rounds_cold = 40 if full else 3
+        found["cold_path_ms"] = {
+            rule: cold_path(many.host, experiment, rule, rounds=rounds_cold)
+            for rule in (RULES[0], "gradient_global")
+        }
         register(many.host, experiment, max(users))
         found["http_overhead_ms"] = overhead(many, rounds=rounds)
         found["loads"] = [load(many, Plan(many.port, c, u, prompts, seconds)) for u in users for c in clients]
@@ -138,7 +141,7 @@ def overhead(service: Service, *, rounds: int) -> Json:
     return {name: percentiles(values) for name, values in times.items()} | {"added_p50": round(added, 2)}
 
 
-def cold_path(host: Host, experiment: str, *, rounds: int) -> Json:
+def cold_path(host: Host, experiment: str, rule: str, *, rounds: int) -> Json:
     """From a history to the first token, by phases: assembly, the recipe read back, the pieces read and merged, the
     first token; then a second request, whose adapter is in its slot."""
     people, phases = people_of(experiment), dict[str, list[float]]()
@@ -153,8 +156,8 @@ def cold_path(host: Host, experiment: str, *, rounds: int) -> Json:
 
     host.engine._adapter_of = timed
     for i in range(rounds):
-        owner, items = Owner("dev", f"cold{i}"), people[i % len(people)].known
-        made = asyncio.run(host.assemble(Order(owner, items, "gradient_global", "concat", 3)))
+        owner = Owner("dev", f"cold-{rule}-{i}")
+        made = asyncio.run(host.assemble(order_of(owner, people[i % len(people)], rule)))
         for phase, seconds in made["seconds"].items():
             phases.setdefault(f"assembly: {phase}", []).append(seconds)
         for name in ("first answer, cold", "first answer, warm"):
@@ -184,8 +187,7 @@ def memory(experiment: str, full: bool) -> Json:
         crowd, started, assembled = start_clients(plan), time.monotonic(), 0
         while crowd.poll() is None and time.monotonic() - started < 60 * minutes:
             owner = Owner("dev", f"w{assembled % 50}")
-            items = people[assembled % len(people)].known
-            asyncio.run(service.host.assemble(Order(owner, items, "gradient", "concat", 3)))
+            asyncio.run(service.host.assemble(order_of(owner, people[assembled % len(people)])))
             assembled += 1
             held.append((time.monotonic() - started, resident()))
             time.sleep(1)

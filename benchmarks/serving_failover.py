@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving_world import people_of
+from serving_world import order_of, people_of
 
 
 @contextlib.contextmanager
@@ -70,12 +70,9 @@ def _register(experiment: str, settings: dict[str, object], *, users: int) -> No
     """Recipes for the users, made here and put into the store that the replicas share."""
     from serve.config import load_args
     from serve.host import Host
-    from serve.messages import Order
     from serve.recipes import Owner
 
     host = Host(load_args(settings))
     for i, person in enumerate(people_of(experiment)[:users]):
-        asyncio.run(
-            host.assemble(Order(Owner("default", f"u{i}"), person.known, "gradient_global", "concat", 3))
-        )
+        asyncio.run(host.assemble(order_of(Owner("default", f"u{i}"), person)))
     host.close()

@@ -20,7 +20,7 @@ from perpcs.population.tasks import get_task
 from perpcs.records import Recipe, User
 from perpcs.train.host import keep_freed_memory
 from serve.api.application import build_api
-from serve.config import load
+from serve.config import AssembleConfig, load
 from serve.host import Host
 from serve.messages import Order
 from serve.playground.world import world_of
@@ -29,7 +29,8 @@ from storage.layout import Paths
 from storage.population import read_split, read_task
 
 PROMPT = "description: a ship leaves the burning earth\nanswer:"
-RULES = ("gradient_global", "gradient", "gate")
+DEFAULTS = AssembleConfig()
+RULES = (DEFAULTS.rule, "gradient_global", "gate")
 
 
 class Service:
@@ -103,7 +104,12 @@ def register(host: Host, experiment: str, users: int, *, varied: bool = False) -
     return len({recipe.extra["version"] for recipe in models})
 
 
+def order_of(owner: Owner, person: User, rule: str = DEFAULTS.rule) -> Order:
+    """What a request without options asks for, or by another rule."""
+    return Order(owner, person.known, rule, DEFAULTS.merge, DEFAULTS.top_k)
+
+
 def _recipe(host: Host, person: User, rule: str, number: int) -> Recipe:
     owner = Owner("dev", f"made-{rule}-{number}")
-    asyncio.run(host.assemble(Order(owner, person.known, rule, "concat", 3)))
+    asyncio.run(host.assemble(order_of(owner, person, rule)))
     return host._recipe(owner)

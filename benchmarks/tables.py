@@ -157,11 +157,15 @@ def serving(result: Result) -> str:
 
 def cold(result: Result) -> str:
     """From a history to a first token."""
-    phases = result["loads"]["cold_path_ms"]
+    by_rule = result["loads"]["cold_path_ms"]
+    first = next(iter(by_rule.values()))
     rows = [
-        [name, f"{p['p50']:.1f}", f"{p['p95']:.1f}"] for name, p in phases.items() if name != "history_items"
+        [name, *(f"{phases[name][p]:.1f}" for phases in by_rule.values() for p in ("p50", "p95"))]
+        for name in first
+        if name != "history_items"
     ]
-    return table([f"ms, {phases['history_items']:.0f} history items", "p50", "p95"], rows)
+    columns = [f"`{rule}` {p}" for rule in by_rule for p in ("p50", "p95")]
+    return table([f"ms, {first['history_items']:.0f} history items", *columns], rows)
 
 
 def serving_counts(result: Result) -> str:
