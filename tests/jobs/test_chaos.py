@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = ["--users", "24", "--steps", "30", "--workers-killed", "2", "--coordinators-killed", "1",
+SHORT = ["--users", "24", "--steps", "100", "--workers-killed", "2", "--coordinators-killed", "1",
          "--nodes-killed", "1", "--drivers-killed", "1",
          "--every", "0.2", "--limit", "240"]  # fmt: skip
 
