@@ -19,6 +19,8 @@ from storage.layout import Paths
 from storage.masks import shared_mask
 from storage.pool import Pool
 
+VIEWS = 8
+"""Versions of the pool that are kept open, those used last."""
 STALE = "the assembled model was made with pieces or a base that are gone; assemble it again"
 
 
@@ -49,7 +51,8 @@ class ServedPool:
         self._lock = threading.Lock()
         self._views: dict[int, LancePieces] = {}
         self._version = 0
-        self._gone: frozenset[int] = frozenset()
+        self._left: frozenset[int] = frozenset()
+        self._erased: frozenset[int] = frozenset()
 
     def now(self, tenant: str) -> PartialPieces:
         """What a tenant's users are assembled from: sharers of nobody in particular, and the tenant's own; of these, what
@@ -72,7 +75,7 @@ class ServedPool:
         """Attempts whose pieces are erased by now."""
         with self._lock:
             self._refresh()
-            return self._gone
+            return self._erased
 
     def adapter(self, recipe: Recipe) -> Adapter:
         """What a recipe stands for. Raises StaleRecipeError when that cannot be made any more."""
@@ -90,16 +93,19 @@ class ServedPool:
 
     def _refresh(self) -> None:
         roll = self._pool.log.refresh()
-        self._gone = frozenset(roll.erased)
-        if self._pool.log.version != self._version:
+        self._version = self._pool.log.version
+        left, erased = frozenset(roll.left), frozenset(roll.erased)
+        if (left, erased) != (self._left, self._erased):
             # Who withdrew or was erased meanwhile is so in older views too.
             self._views.clear()
-            self.cache.forget(set(roll.left) | set(roll.erased))
-            self._version = self._pool.log.version
+            self.cache.forget({*left, *erased})
+            self._left, self._erased = left, erased
 
     def _at(self, version: int) -> LancePieces:
-        if version not in self._views:
-            if len(self._views) >= 8:
-                self._views.pop(next(iter(self._views)))
-            self._views[version] = LancePieces(self._pool.view(version, cache=self.cache), self._folder)
-        return self._views[version]
+        found = self._views.pop(version, None)
+        if found is None:
+            found = LancePieces(self._pool.view(version, cache=self.cache), self._folder)
+        self._views[version] = found  # the last to go
+        if len(self._views) > VIEWS:
+            self._views.pop(next(iter(self._views)))
+        return found
