@@ -71,7 +71,7 @@ def test_killed_on_an_object_store_it_goes_on_and_ends_as_in_a_folder(
 
     objects = walk(remote)
     monkeypatch.setattr(pipeline, "connect", lambda cfg: pytest.fail("nothing is to do"))
-    pipeline.main(mini(remote))
+    pipeline.main(mini(remote, "ray.address=none"))
     assert walk(remote) == objects
 
     remove(f"{paths.base}/fingerprint.txt")
