@@ -84,8 +84,9 @@ class AssembleConfig:
     rule: RuleName = "reranked_fitted"
     """How pieces are chosen, where a request names nothing (docs/method.md). The fitted rules train a few numbers per
     user; `reranked` needs forward passes only, besides the gradient key's one backward pass."""
-    merge: Merge = "concat"
-    """How pieces become one adapter, where a request does not say."""
+    merge: Merge = "svd"
+    """How pieces become one adapter, where a request does not say: by `svd` it has the rank of a sharer's and costs a step
+    no more than that, where `concat`, exact, has as many times the rank as there are pieces."""
     top_k: int = 0
     """Pieces per projection, where a request does not say; 0: as many as in the experiment (its `assembly.top_k`, or
     its `assembly.shortlist`, of which `reranked_fitted` keeps all)."""

@@ -67,12 +67,12 @@ def test_asked_for_nothing_the_service_assembles_as_the_experiment_did(client, s
 
     headers = {"Authorization": f"Bearer {service.made['other']}"}  # who may use every sharer of the pool
     made = client.put("/v1/users/dan/assembly", json={"history": history(3)}, headers=headers).json()
-    assert (made["rule"], made["merge"], made["top_k"]) == ("reranked_fitted", "concat", 8)
+    assert (made["rule"], made["merge"], made["top_k"]) == ("reranked_fitted", "svd", 8)
     opened = service.host._opened
     items = read_history(history(3), opened.prompter.task.name, service.config.limits)
     assembler = open_assembler(opened.experiment, experiment.paths, opened.assembly)
-    picks = assembler.picks("reranked_fitted", "concat", [User(NOBODY, items)])[0]
-    theirs = make_recipe("dan", "served", picks, assembler.pieces, merge="concat")
+    picks = assembler.picks("reranked_fitted", "svd", [User(NOBODY, items)])[0]
+    theirs = make_recipe("dan", "served", picks, assembler.pieces, merge="svd")
     ours = service.host._recipes.get(Owner("other", "dan"))
     assert (ours.codes == theirs.codes).all() and (ours.ordinals == theirs.ordinals).all()
     client.delete("/v1/users/dan/assembly", headers=headers)
