@@ -79,7 +79,7 @@ class Engine:
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """New defaults and limits, without a restart."""
-        self._host.reconfigure(reconfigured(self._started, user_config))
+        self._host.reconfigure(reconfigured(self._started, user_config, deployment="Engine"))
 
     def check_health(self) -> None:
         """Raises when only a new replica helps."""
@@ -164,7 +164,8 @@ class Http:
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """New limits and defaults, without a restart."""
         if self._app is not None:
-            self._app.state.service.reconfigure(reconfigured(self._started, user_config))
+            changed = reconfigured(self._started, user_config, deployment="Http")
+            self._app.state.service.reconfigure(changed)
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -87,7 +87,7 @@ def _check_application(app: Any, host: str, where: str) -> None:
         if deployment.name not in ("Http", "Engine"):
             raise ConfigError(f"{where}: deployments: {deployment.name!r}: there are Http and Engine")
         if isinstance(deployment.user_config, dict):
-            reconfigured(config, deployment.user_config)
+            reconfigured(config, deployment.user_config, deployment=deployment.name)
 
 
 def _is_here(args: Mapping[str, Any]) -> bool:

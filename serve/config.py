@@ -234,6 +234,11 @@ class ServeConfig:
 S = TypeVar("S", LimitsConfig, AssembleConfig)
 CHANGEABLE = ("limits.", "assembly.")
 """Settings that `user_config` may change without a restart."""
+USED_BY = {
+    "Http": ("limits.", "assembly.rule", "assembly.merge", "assembly.top_k", "assembly.max_top_k"),
+    "Engine": ("assembly.waiting", "assembly.sharer_names", "assembly.max_top_k"),
+}
+"""Which of them a deployment looks at."""
 
 
 def load(path: str | None, overrides: Sequence[str] = ()) -> ServeConfig:
@@ -251,14 +256,19 @@ def load_args(args: Mapping[str, Any]) -> ServeConfig:
     return load(None if path is None else str(path), [_override(key, value) for key, value in rest.items()])
 
 
-def reconfigured(config: ServeConfig, user_config: Mapping[str, Any]) -> ServeConfig:
-    """`config` with a `user_config`'s keys, nested or dotted. Raises ConfigError for one that needs a restart."""
+def reconfigured(config: ServeConfig, user_config: Mapping[str, Any], *, deployment: str) -> ServeConfig:
+    """`config` with the keys of a deployment's `user_config`, nested or dotted. Raises ConfigError for one that needs a
+    restart, or that this deployment does not look at."""
     changes = dict(_dotted(user_config, ""))
     for key in changes:
         if not key.startswith(CHANGEABLE):
             raise ConfigError(
                 f"user_config: {key}: cannot change without a restart; only limits and assembly can"
             )
+        if not key.startswith(USED_BY[deployment]):
+            others = [name for name in USED_BY if key.startswith(USED_BY[name])]
+            hint = f"give it to {others[0]}" if others else f"there are {', '.join(USED_BY[deployment])}"
+            raise ConfigError(f"user_config: {key}: has no effect on {deployment}; {hint}")
     kept = [_override(k, v) for k, v in as_flat_dict(config).items() if k.startswith(CHANGEABLE)]
     changed = load(None, [*kept, *(_override(key, value) for key, value in changes.items())])
     for key in ("limits.max_tokens", "assembly.max_top_k"):

@@ -77,18 +77,21 @@ def test_the_shipped_file_assembles_as_the_experiment_did():
     shipped = yaml.safe_load((ROOT / "configs/serve/deploy.yaml").read_text())
     for app in shipped["applications"]:
         for deployment in app["deployments"]:
-            changed = reconfigured(ServeConfig(), deployment["user_config"])
+            changed = reconfigured(ServeConfig(), deployment["user_config"], deployment=deployment["name"])
             assert changed.assembly == ServeConfig().assembly
         assert not [key for key in app["args"] if key.startswith("assembly")]
 
 
 def test_user_config_changes_limits_and_defaults_only():
-    changed = reconfigured(ServeConfig(), {"limits": {"burst": 7}, "assembly.top_k": 2})
+    changed = reconfigured(ServeConfig(), {"limits": {"burst": 7}, "assembly.top_k": 2}, deployment="Http")
     assert (changed.limits.burst, changed.assembly.top_k) == (7, 2)
     assert changed.engine == ServeConfig().engine
     for wrong in ({"limits": {"burst": 0}}, {"limits": {"brst": 1}}, {"replicas.max": 2}):
         with pytest.raises(ConfigError):
-            reconfigured(ServeConfig(), wrong)
+            reconfigured(ServeConfig(), wrong, deployment="Http")
+    with pytest.raises(ConfigError, match=r"assembly\.waiting: has no effect on Http; give it to Engine"):
+        reconfigured(ServeConfig(), {"assembly.waiting": 3}, deployment="Http")
+    assert reconfigured(ServeConfig(), {"assembly.waiting": 3}, deployment="Engine").assembly.waiting == 3
 
 
 def test_build_says_in_one_line_what_is_wrong(tmp_path):
