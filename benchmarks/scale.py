@@ -29,6 +29,7 @@ import psutil
 from benchmarks.head import RAY, head_node, submission
 from jobs.events import read_events
 from storage.describe import stats
+from storage.files import is_remote
 from storage.layout import Paths
 from storage.pool import Pool
 
@@ -164,7 +165,10 @@ def _arguments() -> argparse.Namespace:
         "--every", type=float, default=5.0, help="seconds between two looks (default: %(default)s)"
     )
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "scale.json"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not is_remote(arguments.experiment):  # a submitted job runs in a folder of its own
+        arguments.experiment = str(Path(arguments.experiment).resolve())
+    return arguments
 
 
 if __name__ == "__main__":
