@@ -99,11 +99,13 @@ class Watch:
         """MiB of private memory by role (of several processes: the largest and the sum), and of Ray's object store in
         use; the machine's load."""
         found: dict[str, list[float]] = defaultdict(list)
+        plasma = 0.0
         for process in psutil.Process().children(recursive=True):
             try:
                 line, memory = " ".join(process.cmdline()), process.memory_info()
                 role = next((role for part, role in ROLES.items() if part in line), "other")
                 used = sum(process.cpu_times()[:2])
+                plasma += plasma_mib(process.pid) if role == "raylet" else 0.0
                 self._cpu[process.pid, process.create_time()] = role, used
             except psutil.Error:  # ended meanwhile
                 continue
@@ -111,9 +113,7 @@ class Watch:
         seen = {role: round(max(values), 1) for role, values in found.items()}
         seen |= {f"{role}_sum": round(sum(values), 1) for role, values in found.items() if len(values) > 1}
         load = round(os.getloadavg()[0], 1)
-        self.samples.append(
-            {"at": round(at, 1), **seen, "object_store": round(plasma_mib(), 1), "load": load}
-        )
+        self.samples.append({"at": round(at, 1), **seen, "object_store": round(plasma, 1), "load": load})
 
     def cpu_seconds(self) -> dict[str, float]:
         """By role, as far as was seen."""
@@ -123,10 +123,18 @@ class Watch:
         return {role: round(used, 1) for role, used in sorted(found.items())}
 
 
-def plasma_mib() -> float:
-    """MiB of shared memory that Ray's object stores have touched."""
-    files = Path("/dev/shm").glob("plasma*") if Path("/dev/shm").is_dir() else ()
-    return sum(path.stat().st_blocks * 512 for path in files if path.exists()) / MIB
+def plasma_mib(raylet: int) -> float:
+    """MiB of shared memory that a raylet's object store has touched; its file has no name any more, so of its mappings."""
+    maps = Path(f"/proc/{raylet}/smaps")
+    if not maps.exists():
+        return 0.0
+    held, within = 0, False
+    for line in maps.read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            within = "plasma" in line
+        elif within and line.startswith("Rss:"):
+            held += int(line.split()[1])
+    return held / 1024
 
 
 def summary(paths: Paths, samples: list[dict[str, float]], started: float) -> dict[str, Any]:
