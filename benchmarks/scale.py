@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,17 +124,14 @@ class Watch:
 
 
 def plasma_mib(raylet: int) -> float:
-    """MiB of shared memory that a raylet's object store has touched; its file has no name any more, so of its mappings."""
-    maps = Path(f"/proc/{raylet}/smaps")
-    if not maps.exists():
-        return 0.0
-    held, within = 0, False
-    for line in maps.read_text().splitlines():
-        if "-" in line.partition(" ")[0]:
-            within = "plasma" in line
-        elif within and line.startswith("Rss:"):
-            held += int(line.split()[1])
-    return held / 1024
+    """MiB that a raylet's object store takes; its file has no name any more, but is still open."""
+    held = 0
+    with suppress(OSError):  # the raylet ended meanwhile, or there is no /proc
+        for file in Path(f"/proc/{raylet}/fd").iterdir():
+            with suppress(OSError):
+                if "plasma" in str(file.readlink()):
+                    held = max(held, file.stat().st_blocks * 512)
+    return held / MIB
 
 
 def summary(paths: Paths, samples: list[dict[str, float]], started: float) -> dict[str, Any]:
