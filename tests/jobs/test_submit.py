@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.head import head_node, submission
+from storage.pool import Pool
+from storage.trials import TrialTable
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +74,28 @@ def test_stopped_and_submitted_again_it_goes_on(cluster, mini_yaml, tmp_path):
     users = users_of_packs(folder)
     assert users[: len(before)] == before and len(set(users)) == len(users) == 12
     assert "perpcs_jobs_users_total{" in metrics and 'stage="sharers"' in metrics
+    sweep_over(folder, cluster, mini_yaml, tmp_path)
+
+
+def sweep_over(folder, cluster, mini_yaml, tmp_path):
+    """A submitted sweep over a finished experiment takes over what it trained."""
+    config, swept = tmp_path / "sweep.yaml", tmp_path / "swept"
+    made = f"""
+defaults: {mini_yaml}
+population: {{synthetic: {{candidates: 14}}}}
+select: {{count: 12}}
+pool: {{train: {{steps: 100}}}}
+sweep:
+  reuse: [{folder}]
+  space: {{method: [gradient], assembly.top_k: [1, 2]}}
+"""
+    config.write_text(made)
+    done = submit(cluster, "jobs.sweep", str(config), f"experiment={swept}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(TrialTable(str(swept / "trials.lance")).rows()) == 2 and (swept / "recommended.yaml").exists()
+    (experiment,) = (swept / "experiments").iterdir()
+    attempts = [Pool.open(str(run / "pool")).view().attempts.tolist() for run in (folder, experiment)]
+    assert attempts[0] == attempts[1], "nothing was trained"
 
 
 def wait_for_packs(folder, cluster):
