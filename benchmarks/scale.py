@@ -61,7 +61,9 @@ def main() -> int:
         "bench": "scale",
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {machine_platform.machine()}",
-        "command": " ".join(["ray job submit --" if arguments.submit else "", "python", *program]).strip(),
+        "command": " ".join(["ray job submit --" if arguments.submit else "", "python", *program])
+        .replace(f"{ROOT}/", "")
+        .strip(),
         "status": run.returncode,
         "seconds": round(time.time() - started, 1),
         "cpu_seconds": watch.cpu_seconds(),
