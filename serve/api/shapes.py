@@ -115,9 +115,17 @@ class CompletionShape(Shape):
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.top) for token in tokens],
+            "top_logprobs": [_by_text(token.top) for token in tokens],
             "text_offset": offsets,
         }
+
+
+def _by_text(top: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """As this form has it; of several tokens with the same text (parts of a character) the likeliest."""
+    found: dict[str, float] = {}
+    for text, logprob in top:
+        found[text] = max(logprob, found.get(text, logprob))
+    return found
 
 
 class ChatShape(Shape):

@@ -262,3 +262,9 @@ def test_nothing_that_users_wrote_is_logged(client, users, caplog):
         assert client.put("/v1/users/zed/assembly", json={"history": [item]}).status_code == 400
     ours = [r.getMessage() for r in caplog.records if r.name.startswith(("serve", "perpcs", "storage"))]
     assert not any("zebrafish" in line or "ann" in line.split("/") for line in ours)
+
+
+def test_of_tokens_that_look_alike_the_likeliest_is_shown():
+    from serve.api.shapes import _by_text
+
+    assert _by_text([("\ufffd", -0.1), ("a", -1.0), ("\ufffd", -2.0)]) == {"\ufffd": -0.1, "a": -1.0}
