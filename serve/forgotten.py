@@ -29,7 +29,7 @@ class Forgotten:
     def sign(self, owner: Owner) -> str:
         """What tells the newest mark from others, '' where there is none; no clock has a part in it."""
         note = read_note(self._place(owner))
-        return "" if note is None else str(note["sign"])
+        return "" if note is None else str(note.get("sign", ""))  # an earlier version left none
 
     def since(self, owner: Owner, sign: str) -> bool:
         """Whether the owner was forgotten since `sign` was the newest."""
