@@ -168,8 +168,7 @@ class Host:
             raise RuntimeError("the upkeep has stopped")
 
     def reconfigure(self, config: ServeConfig) -> None:
-        """Take over what may change while it runs. Raises ConfigError for defaults that the bank has no room for."""
-        self._check_defaults(config)
+        """Take over what may change while it runs. What a request names nothing for is the HTTP layer's to say."""
         self.config = config
         self._desk.waiting = config.assembly.waiting
 

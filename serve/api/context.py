@@ -20,6 +20,8 @@ from serve.messages import ModelCard
 from serve.recipes import Owner
 
 T = TypeVar("T")
+READY_S = 5.0
+"""A question that is not answered by then is given up, so that one that got lost is asked again."""
 
 
 @dataclass
@@ -45,9 +47,9 @@ class Service:
         """Returns when an engine has answered within the last second. Anybody may ask: all who do share one question, and
         its answer, also a bad one, for a second.
 
-        Raises what the backend raises."""
+        Raises what the backend raises, TimeoutError where it says nothing for READY_S seconds."""
         if self._ready is None or (self._ready.done() and time.monotonic() - self._ready_at > 1):
-            self._ready = asyncio.ensure_future(self.backend.card())
+            self._ready = asyncio.ensure_future(asyncio.wait_for(self.backend.card(), READY_S))
             self._ready.add_done_callback(self._answered)
         await asyncio.shield(self._ready)
 

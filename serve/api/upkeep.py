@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -15,7 +14,6 @@ from serve.api.views import Health
 from serve.identity import Identity
 
 router = APIRouter(tags=["Operation"])
-READY_S = 5.0
 
 
 @router.get("/healthz", response_model=Health)
@@ -28,7 +26,7 @@ async def healthz() -> Any:
 async def readyz(hub: Hub) -> Any:
     """An engine replica answers too."""
     try:
-        await asyncio.wait_for(hub.ready(), READY_S)
+        await hub.ready()
     except (TimeoutError, PerpcsError) as error:
         raise Problem(503, "no engine answers yet", type="server_error", code="not_ready").retry_after(
             2

@@ -188,6 +188,34 @@ def test_anybody_may_ask_whether_it_is_ready_and_the_engine_is_not_asked_each_ti
     assert world_of.cache_info().misses == made
 
 
+def test_a_question_that_got_lost_is_given_up_and_asked_again(service, monkeypatch):
+    import asyncio
+    from types import SimpleNamespace
+
+    from serve.api import context
+
+    asked = []
+
+    async def card():
+        asked.append(1)
+        if len(asked) == 1:
+            await asyncio.Event().wait()
+
+    async def ask():
+        hub = context.Service(service.config, SimpleNamespace(card=card), SimpleNamespace(config=None))
+        crowd = await asyncio.gather(*(hub.ready() for _ in range(5)), return_exceptions=True)
+        assert [type(answer) for answer in crowd] == [TimeoutError] * 5 and len(asked) == 1
+        with pytest.raises(TimeoutError):
+            await hub.ready()
+        assert len(asked) == 1, "within a second the bad answer counts too"
+        hub._ready_at -= 1.1
+        await hub.ready()
+        assert len(asked) == 2
+
+    monkeypatch.setattr(context, "READY_S", 0.05)
+    asyncio.run(ask())
+
+
 def test_no_socket_beside_http(client):
     from starlette.websockets import WebSocketDisconnect
 

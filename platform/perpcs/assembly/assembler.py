@@ -65,7 +65,7 @@ def settings_of(rule: str, config: AssemblyConfig) -> dict[str, Any]:
 
 
 def pieces_chosen(rule: str, config: AssemblyConfig) -> int:
-    """Most pieces per projection that a rule chooses."""
+    """Most pieces per projection that a rule chooses; `gate_batches` from every batch."""
     if rule == "retrieval":
         return 1
     return config.shortlist if rule in KEEPS_ALL else config.top_k
