@@ -13,6 +13,7 @@ from jobs.loading import shared_part
 from jobs.prices import Prices
 from jobs.readings import Facts
 from perpcs.assembly.assembler import FITTED
+from perpcs.assembly.fitted import fit_steps
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
@@ -166,7 +167,8 @@ def assembled_cost(
     )
     part = float(pieces.shared.mean()) if isinstance(pieces, PartialPieces) else 1.0
     fit = cfg.assembly.fit
-    again = round(fit.steps * fit.batch * tokens / items) if rule in FITTED and items else 0
+    steps = fit_steps(fit, round(items), epochs=cfg.assembly.fit_epochs)
+    again = round(steps * fit.batch * tokens / items) if rule in FITTED and items else 0
     # Once for the history key, once under the base, once under every candidate.
     judged = tokens * (2 + min(cfg.assembly.shortlist, len(pieces.ids))) if rule.startswith("reranked") else 0
     return Cost(

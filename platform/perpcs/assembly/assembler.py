@@ -11,7 +11,7 @@ import numpy as np
 from perpcs.assembly.autoregressive import Rule
 from perpcs.assembly.fitted import fitted_picks
 from perpcs.assembly.pieces import Pieces
-from perpcs.assembly.rerank import candidate_losses, likelihood_weights, shortlist, weighted_picks
+from perpcs.assembly.rerank import candidate_losses, likelihood_weights, shortlist, trust, weighted_picks
 from perpcs.assembly.rules import (
     Picks,
     gate_picks,
@@ -47,11 +47,11 @@ SETTINGS = {
     "gate_batches": ("top_k", "temperature", "batch_items"),
     "gradient": ("top_k", "gradient_temperature"),
     "gradient_global": ("top_k", "gradient_temperature"),
-    "reranked": ("top_k", "shortlist", "likelihood_temperature"),
-    "reranked_fitted": ("shortlist", "likelihood_temperature"),
+    "reranked": ("top_k", "shortlist", "likelihood_temperature", "sure_items"),
+    "reranked_fitted": ("shortlist", "likelihood_temperature", "sure_items"),
 }
-"""Which settings of `AssemblyConfig` a rule depends on, beside those of ALWAYS; a fitted one on `fit` as well, and where it
-is not named on those of the rule whose picks it starts from."""
+"""Which settings of `AssemblyConfig` a rule depends on, beside those of ALWAYS; a fitted one on `fit` and `fit_epochs` as
+well, and where it is not named on those of the rule whose picks it starts from."""
 ALWAYS = ("max_items", "sharers", "sharing_ratio")
 
 
@@ -61,6 +61,7 @@ def settings_of(rule: str, config: AssemblyConfig) -> dict[str, Any]:
     found: dict[str, Any] = {key: getattr(config, key) for key in keys}
     if rule in FITTED:
         found |= {f"fit.{key}": value for key, value in asdict(config.fit).items() if key != "pack"}
+        found["fit_epochs"] = config.fit_epochs
     return found
 
 
@@ -104,9 +105,12 @@ class Assembler:
         data = [self._data(user) for user in users]
         if rule in FITTED:
             start = self._start(rule, merge, users, data)
-            return fitted_picks(self.base.model, data, start, self.pieces, a.fit, seed=self.seed)
+            fitted = fitted_picks(
+                self.base.model, data, start, self.pieces, a.fit, epochs=a.fit_epochs, seed=self.seed
+            )
+            return self._trusted(fitted, data) if rule in KEEPS_ALL else fitted
         if rule == "reranked":
-            return self._reranked(users, data, a.top_k)
+            return self._trusted(self._reranked(users, data, a.top_k), data)
         if rule in ("gradient", "gradient_global"):
             how, queries = Rule(a.top_k, a.gradient_temperature, merge), self.gradient_queries(users)
             return picks_of_queries(queries, self.pieces, how, whole_sharers=rule == "gradient_global")
@@ -137,6 +141,13 @@ class Assembler:
             np.stack([loss.mean(axis=1) for loss in losses]), temperature=a.likelihood_temperature
         )
         return weighted_picks(near, weights, self.pieces, top_k=top_k)
+
+    def _trusted(self, picks: Sequence[Picks], data: Sequence[UserData]) -> list[Picks]:
+        counts = [len(user.examples) for user in data]
+        return [
+            (ordinals, codes, scale * trust(count, self.config.sure_items))
+            for (ordinals, codes, scale), count in zip(picks, counts, strict=True)
+        ]
 
     def _history_keys(self, users: Sequence[User]) -> np.ndarray:
         return make_encoder(self.encoder, self.base.model, self.prompter)(users)

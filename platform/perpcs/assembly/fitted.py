@@ -6,7 +6,9 @@ Shapes: U users, P projections, c pieces per projection.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,18 +31,26 @@ def fitted_picks(
     pieces: Pieces,
     config: TrainConfig,
     *,
+    epochs: int = 0,
     seed: int,
 ) -> list[Picks]:
-    """The users' picks with weights fitted from where they are, `config.pack` users in one step.
+    """The users' picks with weights fitted from where they are, `config.pack` users in one step, and no item visited much
+    more often than `epochs` times (see `fit_steps`).
 
     Weights may become negative and need not sum to one: the sum is how much of the adapter is right for this user,
     which the training-free rules fix at one. The quantised weights are the adapter in use, as with every recipe.
     """
+    users = [replace(user, steps=fit_steps(config, len(user.examples), epochs=epochs)) for user in users]
     out: list[Picks] = []
     for first in range(0, len(users), config.pack):
         group = slice(first, first + config.pack)
         out += _fit(model, users[group], start[group], pieces, config, seed=seed)
     return out
+
+
+def fit_steps(config: TrainConfig, items: int, *, epochs: int) -> int:
+    """Steps of a user with so many items: as configured, but no more than `epochs` visits of each need; 0: no limit."""
+    return min(config.steps, math.ceil(epochs * items / config.batch)) if epochs else config.steps
 
 
 def _fit(

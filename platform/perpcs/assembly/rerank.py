@@ -78,3 +78,12 @@ def weighted_picks(near_Uc: np.ndarray, weights_Uc: np.ndarray, pieces: Pieces, 
     codes_UPk = np.where(there_UPk, round_weights(kept_Uk)[:, None], 0).astype(np.int8)
     ordinals_UPk = np.where(there_UPk, chosen_Uk[:, None], -1)
     return [(o, c, 1.0) for o, c in zip(ordinals_UPk, codes_UPk, strict=True)]
+
+
+def trust(items: int, sure: int) -> float:
+    """The factor of an assembly that was chosen and weighed by so few items: sqrt(items / sure), at most 1.
+
+    What is estimated from n items is off by about 1 / sqrt(n); with one item a whole assembly is worse than the adapted
+    base (docs/findings.md), half of one is not.
+    """
+    return min(1.0, (items / sure) ** 0.5) if sure else 1.0

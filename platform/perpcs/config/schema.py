@@ -323,6 +323,12 @@ class AssemblyConfig:
     """Re-ranked rows: whole sharers, found by gradient and history keys, whose likelihood is looked at."""
     likelihood_temperature: float = 0.1
     """Re-ranked rows: softmax(-loss / T), in nats per label token; the papers' temperature has no part in it."""
+    sure_items: int = 4
+    """Re-ranked rows: an assembly made from n items, fewer than this, is added with the factor sqrt(n / sure_items): few
+    items say little about who is alike. 0: always whole."""
+    fit_epochs: int = 6
+    """Fitted rows: most visits of each history item, so that a short history makes fewer steps than `fit.steps`; 0: no
+    limit."""
     fit: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20, batch=12, lr=0.02, warmup=1, weight_decay=0.0, clip=1.0, pack=16
@@ -334,7 +340,7 @@ class AssemblyConfig:
     def check(self) -> Problems:
         """Impossible values."""
         yield from at_least(self, 1, "top_k", "batch_items", "items_per_pass", "shortlist")
-        yield from at_least(self, 0, "max_items", "sharers")
+        yield from at_least(self, 0, "max_items", "sharers", "sure_items", "fit_epochs")
         yield from above_zero(self, "temperature", "gradient_temperature", "sharing_ratio")
         yield from within(self, 0, 1, "sharing_ratio")
 

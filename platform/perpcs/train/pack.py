@@ -138,7 +138,7 @@ def train_weights(
     names, pieces = list(mixture.factors), start_SPc.shape[2]
     change = SlotParameters(dict.fromkeys(names, (pieces,)), len(users), device=model.device)
     start = {name: start_SPc[:, j].to(model.device) for j, name in enumerate(names)}
-    pack = _Pack(model, users, config, seed=seed, passes=passes, own_steps=False)
+    pack = _Pack(model, users, config, seed=seed, passes=passes)
 
     def source(slots: Slots, _: Dropout | None) -> DeltaSource:
         return MixtureSource(mixture, {n: start[n] + change.views[n] for n in names}, slots)

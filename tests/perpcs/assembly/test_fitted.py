@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from perpcs.assembly.autoregressive import Rule
-from perpcs.assembly.fitted import fitted_picks
+from perpcs.assembly.fitted import fit_steps, fitted_picks
 from perpcs.assembly.likelihood import item_losses_of, mixture_of
 from perpcs.assembly.rules import gradient_picks
 from perpcs.config.schema import TrainConfig
@@ -91,6 +91,24 @@ def test_company_does_not_change_fitted_weights(banked, pieces, targets, fitted)
     for u, user in enumerate(targets):
         alone = fitted_picks(banked, [user], [start[u]], pieces, FIT, seed=0)[0]
         np.testing.assert_allclose(alone[1] * alone[2], together[u][1] * together[u][2], atol=2e-2 * 127)
+
+
+def test_no_item_is_visited_much_more_often_than_allowed():
+    config = TrainConfig(steps=20, batch=12)
+    assert [fit_steps(config, items, epochs=6) for items in (1, 2, 3, 10, 39, 60)] == [1, 1, 2, 5, 20, 20]
+    assert fit_steps(config, 1, epochs=0) == 20
+
+
+def test_a_short_history_makes_fewer_steps_beside_a_long_one(banked, pieces, targets):
+    """In one pack: the short one ends as if it had been configured so, the long one as if it were alone."""
+    short = replace(targets[0], examples=targets[0].examples[:2])
+    users = [short, targets[1]]
+    start = gradient_picks(banked, users, pieces, LOCAL)
+    got = fitted_picks(banked, users, start, pieces, FIT, epochs=2, seed=0)
+    for u, steps in ((0, 1), (1, fit_steps(FIT, len(targets[1].examples), epochs=2))):
+        alone = fitted_picks(banked, [users[u]], [start[u]], pieces, replace(FIT, steps=steps), seed=0)[0]
+        np.testing.assert_allclose(got[u][1] * got[u][2], alone[1] * alone[2], atol=2e-2 * 127)
+    assert steps > 1, "or the two would not differ"
 
 
 def test_decay_keeps_weights_near_where_they_started(banked, pieces, targets):

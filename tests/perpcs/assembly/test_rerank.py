@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perpcs.assembly.pieces import PartialPieces
-from perpcs.assembly.rerank import candidate_losses, likelihood_weights, shortlist, weighted_picks
+from perpcs.assembly.rerank import candidate_losses, likelihood_weights, shortlist, trust, weighted_picks
 from perpcs.assembly.rules import history_queries
 
 NEAR = np.array([[0, 1, 2], [3, 4, 5]])
@@ -29,6 +29,12 @@ def test_the_heaviest_are_kept_and_take_over_the_weight_of_the_rest(pieces):
     assert (ordinals == [1, 2]).all() and scale == 1.0
     assert (codes.astype(int).sum(1) == round(0.8 * 127)).all() and (codes[:, 0] > 2 * codes[:, 1]).all()
     assert (nothing == 0).all()
+
+
+def test_an_assembly_from_few_items_is_trusted_in_part():
+    assert [trust(n, 4) for n in (1, 4, 5, 100)] == [0.5, 1.0, 1.0, 1.0]
+    assert trust(2, 4) == pytest.approx(0.5**0.5)
+    assert trust(1, 0) == 1.0
 
 
 def test_losses_are_the_bases_and_each_sharers_own(banked, pieces, targets, losses_with):
