@@ -1,11 +1,10 @@
-"""Training many users at once against a sequential PEFT loop, and with lower layers left out.
+"""Training many users at once against a sequential PEFT loop.
 
     python benchmarks/bench_training.py [--threads N] [--cores N] [--quick]
 
 Claims: a pack trains several times more users per second than PEFT one after the other, with equal losses, on one core
-and on all of them; adapting only upper layers, or starting from the user's assembly, costs less still, and this is what
-it does to accuracy. Rounds of all contestants alternate, so that whatever else the machine does hits all alike; medians
-over the rounds are reported. Writes results/training.json.
+and on all of them. Rounds of all contestants alternate, so that whatever else the machine does hits all alike; medians
+over the rounds are reported. Writes results/training.json. What training less does to accuracy: bench_layers.py.
 """
 
 from __future__ import annotations
@@ -17,32 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import world
 from training_cores import measure_cores
 
-from perpcs.assembly.autoregressive import Rule
-from perpcs.assembly.merge import adapter_from_recipe
-from perpcs.assembly.pieces import MemoryPieces
-from perpcs.assembly.rules import gradient_picks, make_recipe
 from perpcs.config.schema import LoraConfig, TrainConfig
-from perpcs.evaluation.runner import answer
-from perpcs.lora.bank import Adapter, AdapterBank, initial_a, initialise
-from perpcs.lora.inject import BankedModel
+from perpcs.lora.bank import AdapterBank, initial_a, initialise
 from perpcs.model.adapt import unbanked
 from perpcs.model.base import Base
 from perpcs.population.batches import DataOrder, collate
-from perpcs.population.prompts import PLAIN
-from perpcs.records import PoolSpec, Population, Projection, SharerAdapter
+from perpcs.records import Projection
 from perpcs.train.data import UserData
 from perpcs.train.host import keep_freed_memory
 from perpcs.train.optimiser import learning_rate
 from perpcs.train.pack import PackLosses, train_adapters
-from perpcs.train.sharers import train_own, train_sharers
 
 LORA, TRAIN = LoraConfig(), TrainConfig()
-RULE, SHARERS = Rule(top_k=3, temperature=0.1, merge="svd"), 24
 STEPS = {"peft": 20, "pack 1": 20, "pack 4": 10, "pack 16": 5, "pack 64": 2}
 """Timed steps per round; a pack of 64 makes 128 user-steps in its two."""
 
@@ -174,78 +163,6 @@ def floor(base: Base, users: Sequence[UserData], rate: float) -> dict[str, float
     }
 
 
-def upper_layers(people: Population, base: Base, config: TrainConfig) -> list[dict[str, Any]]:
-    """Cost and accuracy of adapting only the upper layers, on the targets' own adapters. Takes the base apart."""
-    plain = unbanked(base.model)
-    rows: list[dict[str, Any]] = []
-    for layers in (4, 3, 2, 1):
-        model = BankedModel(plain, LORA.targets, pad_id=base.model.pad_id, layers=layers)
-        some, records = Base(model, base.tokenizer, ""), list[SharerAdapter]()
-        data = world.training_data(some, people.targets)
-        took = timed(lambda m=model, d=data, r=records: r.extend(train_own(m, d, LORA, config, seed=0)))
-        rows.append({
-            "layers": layers,
-            "seconds": round(took, 2),
-            "times_all_layers": round((rows[0]["seconds"] if rows else took) / took, 2),
-            "accuracy": round(accuracy(some, people, records), 4),
-            "final_loss": round(statistics.mean(r.loss for r in records), 4),
-        })  # fmt: skip
-        unbanked(model)
-    return rows
-
-
-def warm_start(people: Population, base: Base, *, steps: Sequence[int]) -> list[dict[str, Any]]:
-    """Targets' own adapters after some steps, started at zero or from what 24 sharers' pieces give (whole sharers by the
-    gradient key, top 3, svd): steps saved, and accuracy."""
-    sharers = world.training_data(base, people.candidates)[:SHARERS]
-    targets = world.training_data(base, people.targets)
-    no_keys = np.ones((len(sharers), 1), np.float32)
-    records = train_sharers(
-        base.model, sharers, LORA, TRAIN, gate=TrainConfig(steps=1), sketch=32, history_keys=no_keys, seed=0
-    )
-    spec = PoolSpec(
-        base.fingerprint, LORA.rank, LORA.alpha, base.model.projections, 32, gates=True, history_dim=1
-    )
-    pool = MemoryPieces(spec, records)
-    assemble = timed(lambda: gradient_picks(base.model, targets, pool, RULE, whole_sharers=True))
-    picks = gradient_picks(base.model, targets, pool, RULE, whole_sharers=True)
-    made = [
-        make_recipe(u.user_id, "", p, pool, merge=RULE.merge) for u, p in zip(targets, picks, strict=True)
-    ]
-    assembled = {recipe.user_id: adapter_from_recipe(recipe, pool) for recipe in made}
-    rows = [{"start": "assembly", "steps": 0, "seconds": round(assemble, 2),
-             "accuracy": round(_accuracy(base, people, assembled), 4)}]  # fmt: skip
-    for count in steps:
-        for name, start in (("zero", None), ("assembly", assembled)):
-            began = time.perf_counter()
-            own = train_own(base.model, targets, LORA, TrainConfig(steps=count), seed=0, start=start)
-            took = time.perf_counter() - began
-            rows.append({
-                "start": name,
-                "steps": count,
-                "seconds": round(took, 2),
-                "accuracy": round(accuracy(base, people, own), 4),
-            })  # fmt: skip
-    return rows
-
-
-def accuracy(base: Base, people: Population, records: Sequence[SharerAdapter]) -> float:
-    """Share of the targets' queries answered with the gold label."""
-    adapters = {
-        r.user_id: {n: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for n, p in r.pieces.items()}
-        for r in records
-    }
-    return _accuracy(base, people, adapters)
-
-
-def _accuracy(base: Base, people: Population, adapters: dict[str, Adapter]) -> float:
-    got = answer(
-        base, world.prompter_of(base), people.targets, context=PLAIN, adapter_of=adapters.__getitem__,
-        scale=LORA.alpha / LORA.rank, batch=128, max_queries=0,
-    )  # fmt: skip
-    return statistics.mean(a == b for a, b in zip(got.predictions, got.golds, strict=True))
-
-
 def measure(*, quick: bool, cores: int) -> dict[str, Any]:
     """Everything that results/training.json holds."""
     keep_freed_memory()  # for PEFT's loop too
@@ -273,8 +190,6 @@ def measure(*, quick: bool, cores: int) -> dict[str, Any]:
         "equal_loss": equal_losses(
             base, plain, users[: 2 if quick else 16], TrainConfig(steps=5) if quick else TRAIN
         ),
-        "warm_start": warm_start(people, base, steps=(1, 5) if quick else (1, 5, 10, 25, 50, 100)),
-        "upper_layers": upper_layers(people, base, TrainConfig(steps=5) if quick else TRAIN),
         "cuda": "not measured: no GPU on this machine",
     }
 
@@ -296,8 +211,7 @@ def main() -> None:
             f"{row['times_peft_loop']:5.2f} x the loop {row['times_peft_processes']:5.2f} x its processes"
         )
         print(f"{name:40} {row['users_per_hour']:7,} users/h  {ratios}")
-    for row in [result["equal_loss"], *result["warm_start"], *result["upper_layers"]]:
-        print(row)
+    print(result["equal_loss"])
     if not args.quick:
         world.write("training", result)
 
