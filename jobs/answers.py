@@ -32,10 +32,12 @@ def stage_of(method: Method) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a method wrote, users and queries in order, and the most bytes in use at once while it did."""
+    """What a method wrote, users and queries in order, the losses of the golds where they are asked for, and the most
+    bytes in use at once meanwhile."""
 
     predictions: tuple[str, ...]
     memory: int
+    losses: tuple[float, ...] = ()
 
 
 def answers_key(evaluator: Evaluator, method: Method) -> str:
@@ -50,8 +52,11 @@ def answers_key(evaluator: Evaluator, method: Method) -> str:
         adapters = stage_info(paths, "train_warm", wanted_by="evaluate")["mark"]
     if stage := stage_of(method):
         adapters = stage_digest(paths, stage, wanted_by="evaluate")
+    # Only where it is on: answers that were kept before there was this setting stay what they are.
+    scored = {"likelihood": True} if cfg.evaluate.likelihood else {}
     return digest(
-        {
+        scored
+        | {
             "method": how,
             "targets": digest({"ids": [user.id for user in evaluator.users]}),
             "adapters": adapters,
@@ -85,12 +90,14 @@ def kept_answers(evaluator: Evaluator, method: Method, number: int, key: str) ->
         len(asked(user, limit=limit)) for user in evaluator.users
     ):
         return None
-    return Kept(tuple(kept["answers"]), kept["memory"])
+    return Kept(tuple(kept["answers"]), kept["memory"], tuple(kept.get("losses", ())))
 
 
 def keep_answers(paths: Paths, method: Method, number: int, *, kept: Kept, key: str) -> None:
     """Write a method's answers to a slice, users and queries in order."""
     found = {"key": key, "memory": kept.memory, "answers": list(kept.predictions)}
+    if kept.losses:
+        found["losses"] = list(kept.losses)
     write_json(_path(paths, method, number), found)
 
 

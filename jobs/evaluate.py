@@ -116,7 +116,7 @@ def _answers(evaluator: Evaluator, method: Method, number: int) -> Kept:
     if kept is None:
         with peak_memory(evaluator.base.model.device) as peak:
             found = evaluator.answers(method)
-        kept = Kept(found.predictions, peak.bytes)
+        kept = Kept(found.predictions, peak.bytes, found.losses)
         keep_answers(evaluator.paths, method, number, kept=kept, key=key)
     return kept
 
@@ -126,7 +126,8 @@ def _output(
 ) -> MethodOutput:
     kept = [part.answers[method.name] for part in parts]
     texts = [text for one in kept for text in one.predictions]
-    answers = answers_of(targets, texts, max_queries=cfg.evaluate.max_queries)
+    losses = [loss for one in kept for loss in one.losses]
+    answers = answers_of(targets, texts, max_queries=cfg.evaluate.max_queries, losses=losses)
     cost = priced_cost(prices, method)
     memory = max(prepared_memory(prices.facts.paths, method), *(one.memory for one in kept))
     right = sum(p == g for p, g in zip(answers.predictions, answers.golds, strict=True))
@@ -141,6 +142,7 @@ def _output(
         golds=answers.golds,
         cost=replace(cost, peak_memory=memory),
         note="histories have no output of the task's kind; trained on a stand-in" if proxy else "",
+        losses=answers.losses,
     )
 
 

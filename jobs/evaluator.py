@@ -19,12 +19,12 @@ from perpcs.config import ExperimentConfig
 from perpcs.errors import StoreError
 from perpcs.evaluation.cost import adapter_parameters
 from perpcs.evaluation.methods import Method, Uses, others, recipe_name
-from perpcs.evaluation.runner import Answers, answer, answers_of, asked
+from perpcs.evaluation.runner import Answers, Ask, answer, answers_of, asked, gold_examples
 from perpcs.lora.bank import Adapter
 from perpcs.lora.peft_files import CONFIG, WEIGHTS, read_peft
 from perpcs.model.base import Base, banked, load_causal_lm
 from perpcs.model.size import model_size
-from perpcs.population.prompts import Prompter
+from perpcs.population.prompts import PLAIN, Prompter
 from perpcs.records import Recipe, SharerAdapter, User
 from perpcs.train.kinds import Kind, KindModel
 from storage.files import join, read_bytes
@@ -138,7 +138,7 @@ class Evaluator:
             adapter_of=None if chosen is None else (lambda u: chosen(self.whose(method, u))),
             scale=self.cfg.lora.alpha / self.cfg.lora.rank, batch=self.cfg.evaluate.batch,
             max_queries=self.cfg.evaluate.max_queries,
-            constrained=self.cfg.evaluate.decoding == "constrained",
+            constrained=self.cfg.evaluate.decoding == "constrained", likelihood=self.cfg.evaluate.likelihood,
         )  # fmt: skip
 
     def release(self) -> None:
@@ -199,12 +199,15 @@ class Evaluator:
         return adapter_from_recipe(self.recipe(method, user_id), self.opened.pieces)
 
     def _kind_answers(self, kind: Kind) -> Answers:
-        model, prompter, found = self.opened.kind(kind), self.prompter, list[str]()
+        model, prompter, limit = self.opened.kind(kind), self.prompter, self.cfg.evaluate.max_queries
+        found, losses = list[str](), list[float]()
         for user in self.users:
             model.load(read_state(self.paths, kind, user.id))
-            queries = asked(user, limit=self.cfg.evaluate.max_queries)
-            found += self._texts(model, [prompter.query(user, query).prompt for query in queries])
-        return answers_of(self.users, found, max_queries=self.cfg.evaluate.max_queries)
+            asks = [Ask(0, user, query, PLAIN) for query in asked(user, limit=limit)]
+            found += self._texts(model, [prompter.query(user, ask.query).prompt for ask in asks])
+            if self.cfg.evaluate.likelihood:
+                losses += model.label_losses(gold_examples(prompter, asks))
+        return answers_of(self.users, found, max_queries=limit, losses=losses)
 
     def _texts(self, model: KindModel, prompts: Sequence[tuple[int, ...]]) -> list[str]:
         labels, tokenizer = self.prompter.task.labels, self.base.tokenizer

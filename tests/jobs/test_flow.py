@@ -190,6 +190,24 @@ def test_only_answers_that_a_setting_changes_are_made_anew(copy, mini, contents,
     assert "stages/evaluate.json" in rewritten_files(before, contents(copy))
 
 
+def test_the_users_own_answers_are_scored_where_that_is_asked(copy, mini, contents, same_results):
+    methods = ("base", "adapted", "oppu", "gradient", "oppu_ia3")
+    scored = mini(
+        copy, "evaluate.likelihood=true", f"evaluate.methods={','.join(methods)}", "own_kinds.steps=3"
+    )
+    pipeline.main(scored)
+    rows = json.loads((copy / "results.json").read_text())["rows"]
+    losses = {row["method"]: row["value"] for row in rows if row["metric"] == "gold_loss"}
+    assert set(losses) == set(methods) and len(set(losses.values())) == len(methods)
+    assert losses["adapted"] < losses["base"], "adaptation lowers what it was trained on"
+    assert "Nats per gold token" in (copy / "report.html").read_text()
+    results, before = same_results(copy), contents(copy)
+    (copy / "stages" / "evaluate.json").unlink()
+    pipeline.main(scored)
+    assert same_results(copy) == results
+    assert not {n for n in rewritten_files(before, contents(copy)) if n.startswith("answers/")}
+
+
 def test_another_top_k_is_assembled_again_over_the_same_pool(copy, mini, contents):
     from storage.recipes import RecipeStore
 

@@ -13,17 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 
 from perpcs.audit.membership import Scores
+from perpcs.evaluation.likelihood import label_losses
 from perpcs.lora.bank import Adapter, AdapterBank
 from perpcs.lora.inject import BankedModel
-from perpcs.lora.kernel import Slots
-from perpcs.lora.sources import BankSource
-from perpcs.population.batches import collate
 from perpcs.population.prompts import Encoded
 from perpcs.seeds import rng
-from perpcs.train.loss import item_losses
 
 Attack = Literal["loss", "calibrated"]
 ATTACKS: tuple[Attack, ...] = ("loss", "calibrated")
@@ -47,21 +43,13 @@ def bank_of_adapters(model: BankedModel, adapters: Sequence[Adapter], *, scale: 
     return bank
 
 
-@torch.no_grad()
 def losses(
     model: BankedModel, bank: AdapterBank, items: Sequence[Encoded], slots: Sequence[int], *, batch: int = 256
 ) -> np.ndarray:
     """[len(slots), M] mean loss (nats per label token) of each item under each slot's adapter."""
-    pairs = [(slot, item) for slot in slots for item in items]
-    out: list[np.ndarray] = []
-    for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
-        tokens = collate([item for _, item in part], pad_id=model.pad_id, device=model.device)
-        index = torch.tensor([slot for slot, _ in part], device=model.device)
-        logits = model.label_logits(tokens, source=BankSource(bank, Slots(index)))
-        nll, count = item_losses(logits, tokens.labels[:, -tokens.label_span :])
-        out.append((nll / count).cpu().numpy())
-    return np.concatenate(out).reshape(len(slots), len(items))
+    whose = np.repeat(slots, len(items)).tolist()
+    found = label_losses(model, list(items) * len(slots), bank=bank, slots=whose, batch=batch)
+    return found.reshape(len(slots), len(items))
 
 
 def scores(own_M: np.ndarray, others_cM: np.ndarray, attack: Attack) -> np.ndarray:

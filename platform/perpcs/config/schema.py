@@ -366,6 +366,9 @@ class EvaluateConfig:
     """History items put into the prompt by the RAG row."""
     resamples: int = 2000
     """Bootstrap resamples of users for the intervals."""
+    likelihood: bool = False
+    """Also score the users' own answers: nats per gold token, a metric of its own for one more forward pass. It tells
+    methods apart where a base is too small to write the answer. Sweeps leave it out."""
     save_text: bool = False
     """Also keep predictions and golds (users' own text) in predictions.jsonl."""
 

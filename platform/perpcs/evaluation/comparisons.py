@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from perpcs.evaluation.metrics import columns, metric
+from perpcs.evaluation.metrics import GOLD_LOSS, columns, metric
 from perpcs.evaluation.results import Comparison, Gain, MethodOutput, Role
 from perpcs.evaluation.statistics import Sample, bootstrap, by_user, holm, interval, permutation_p
 
@@ -45,7 +45,10 @@ class Scored:
         self.output = output
         self.keys = output.keys
         self._columns = {
-            name: columns(name, output.predictions, output.golds, labels=labels or None) for name in names
+            name: np.array(output.losses, dtype=np.float64)[:, None]
+            if name == GOLD_LOSS
+            else columns(name, output.predictions, output.golds, labels=labels or None)
+            for name in names
         }
 
     def sample(self, name: str, among: frozenset[Key] | None = None) -> Sample:

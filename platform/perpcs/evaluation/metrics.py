@@ -129,7 +129,8 @@ class Metric:
 
     name: str
     title: str
-    columns: Columns
+    columns: Columns | None
+    """None: it is not made from texts."""
     finish: Finish
     higher_is_better: bool = True
 
@@ -139,6 +140,8 @@ class Metric:
         return 1 if self.higher_is_better else -1
 
 
+GOLD_LOSS = "gold_loss"
+"""How unlikely the users' own answers are under the method: not made from what it wrote, but from `MethodOutput.losses`."""
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -148,6 +151,7 @@ METRICS: dict[str, Metric] = {
         Metric("rmse", "RMSE", _square, _root_mean, higher_is_better=False),
         Metric("rouge_1", "ROUGE-1", _rouge("rouge1"), _mean),
         Metric("rouge_l", "ROUGE-L", _rouge("rougeL"), _mean),
+        Metric(GOLD_LOSS, "Nats per gold token", None, _mean, higher_is_better=False),
     )
 }
 _LABEL, _TEXT = ("accuracy", "macro_f1"), ("rouge_1", "rouge_l")
@@ -199,7 +203,10 @@ def columns(
         raise DataError(f"{len(predictions)} predictions for {len(golds)} golds: one each is needed")
     if not golds:
         raise DataError("no queries to score: the targets have none; check population.split and evaluate")
-    return metric(name).columns(predictions, golds, labels_of(golds) if labels is None else labels)
+    made = metric(name).columns
+    if made is None:
+        raise ConfigError(f"{name}: cannot be made from texts; the golds' losses are needed")
+    return made(predictions, golds, labels_of(golds) if labels is None else labels)
 
 
 def score(

@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class MethodOutput:
-    """What one method answered, one entry per query; the four tuples have the same length N."""
+    """What one method answered, one entry per query; the tuples have the same length N."""
 
     method: str
     seed: int
@@ -63,9 +63,13 @@ class MethodOutput:
     cost: Cost
     note: str = ""
     """Shown in the table, e.g. that the history had no outputs and what was trained on instead."""
+    losses: tuple[float, ...] = ()
+    """Nats per token of each gold under the method; none where they were not asked for."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.user_ids), len(self.query_ids), len(self.predictions), len(self.golds)}
+        if self.losses:
+            sizes.add(len(self.losses))
         if sizes == {0} or len(sizes) != 1:
             raise DataError(
                 f"method {self.method}: needs one prediction for each query of each user, and a query"

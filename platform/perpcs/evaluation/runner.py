@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from perpcs.evaluation.likelihood import label_losses
 from perpcs.generate.constrained import choose
 from perpcs.generate.greedy import generate
 from perpcs.lora.bank import Adapter, AdapterBank
 from perpcs.model.base import Base
-from perpcs.population.prompts import Context, Prompter
+from perpcs.population.prompts import Context, Encoded, Prompter
 from perpcs.records import Query, User
 
 AdapterOf = Callable[[str], Adapter]
@@ -24,6 +25,8 @@ class Answers:
     query_ids: tuple[str, ...]
     predictions: tuple[str, ...]
     golds: tuple[str, ...]
+    losses: tuple[float, ...] = ()
+    """Nats per token of each gold under the method; none where they were not asked for."""
 
 
 def asked(user: User, *, limit: int) -> tuple[Query, ...]:
@@ -31,7 +34,9 @@ def asked(user: User, *, limit: int) -> tuple[Query, ...]:
     return user.queries[:limit] if limit else user.queries
 
 
-def answers_of(users: Sequence[User], predictions: Sequence[str], *, max_queries: int) -> Answers:
+def answers_of(
+    users: Sequence[User], predictions: Sequence[str], *, max_queries: int, losses: Sequence[float] = ()
+) -> Answers:
     """The answers to what these users are asked, users and their queries in order."""
     pairs = [(user, query) for user in users for query in asked(user, limit=max_queries)]
     return Answers(
@@ -39,6 +44,7 @@ def answers_of(users: Sequence[User], predictions: Sequence[str], *, max_queries
         query_ids=tuple(query.id for _, query in pairs),
         predictions=tuple(predictions),
         golds=tuple(query.gold for _, query in pairs),
+        losses=tuple(losses),
     )
 
 
@@ -81,6 +87,14 @@ def answer_all(
     return [text.strip() for text in base.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
+def gold_examples(prompter: Prompter, asks: Sequence[Ask]) -> list[Encoded]:
+    """The questions with what the user answered as label, cut to `prompt.max_label` like any label."""
+    return [
+        Encoded(prompter.query(a.user, a.query, context=a.context).prompt, prompter.label(a.query.gold))
+        for a in asks
+    ]
+
+
 def answer(
     base: Base,
     prompter: Prompter,
@@ -92,8 +106,10 @@ def answer(
     batch: int,
     max_queries: int,
     constrained: bool = False,
+    likelihood: bool = False,
 ) -> Answers:
-    """Answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None)."""
+    """Answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None); with
+    `likelihood` the losses of the golds as well."""
     asks = [
         Ask(slot, user, query, context)
         for slot, user in enumerate(users)
@@ -101,7 +117,11 @@ def answer(
     ]
     bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
     texts = answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)
-    return answers_of(users, texts, max_queries=max_queries)
+    losses: Sequence[float] = ()
+    if likelihood:
+        golds, slots = gold_examples(prompter, asks), [ask.slot for ask in asks]
+        losses = label_losses(base.model, golds, bank=bank, slots=slots, batch=batch).tolist()
+    return answers_of(users, texts, max_queries=max_queries, losses=losses)
 
 
 def bank_of(base: Base, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from perpcs.errors import DataError
 from perpcs.evaluation.comparisons import Key, Scored, SummaryOptions, compare_all, ends, gains_of
-from perpcs.evaluation.metrics import labels_of, metric, task_metrics
+from perpcs.evaluation.metrics import GOLD_LOSS, labels_of, metric, task_metrics
 from perpcs.evaluation.results import (
     Choices,
     Experiment,
@@ -43,6 +43,8 @@ def build_results(
     options = options or SummaryOptions()
     golds = _golds(outputs)
     names = task_metrics(experiment.task)
+    if all(output.losses for output in outputs):
+        names = (*names, GOLD_LOSS)
     labels = (options.labels or labels_of(tuple(golds.values()))) if "macro_f1" in names else ()
     scored = {output.method: Scored(output, names, labels) for output in outputs}
     roles = {name: titles.get(name, (name, "method"))[1] for name in scored}

@@ -12,7 +12,7 @@ import numpy as np
 from perpcs.evaluation.across import Group, SideBySide
 from perpcs.evaluation.comparisons import ADAPTED, OTHER, OWN
 from perpcs.evaluation.contrasts import Contrast, sample_of
-from perpcs.evaluation.metrics import metric
+from perpcs.evaluation.metrics import GOLD_LOSS, metric
 from perpcs.evaluation.results import Role
 from perpcs.report.tables import markdown
 from perpcs.report.wording import MARKS, UNDEFINED, number, signed
@@ -31,17 +31,19 @@ LEGEND = (
 
 
 def overview(side: SideBySide) -> str:
-    """Experiments × methods under each one's first metric, with what is personal and where the recommended rule stands."""
+    """Experiments × methods under each one's first metric, and under the golds' loss where it was asked for, with what is
+    personal and where the recommended rule stands."""
     methods = [m for m in SHOWN if any(cell.method == m for cell in side.cells)]
     pairs = [(OWN, OTHER), (OURS, ADAPTED), (OURS, OWN)]
     gaps = [f"{side.titles.get(a, a)} − {side.titles.get(b, b)}" for a, b in pairs]
     lines = [
         [
-            _name(group),
-            *_best_marked(side, group, methods),
-            *(_gap(_contrast(side, group, *p)) for p in pairs),
+            _name(group) + ("" if name == group.runs[0].metrics[0] else f", {_titled(name)}"),
+            *_best_marked(side, group, methods, name),
+            *(_gap(_contrast(side, group, *p, name)) for p in pairs),
         ]
         for group in side.groups
+        for name in _telling(group)
     ]
     return markdown(["Experiment", *(side.titles.get(m, m) for m in methods), *gaps], lines)
 
@@ -50,9 +52,21 @@ def tables(side: SideBySide) -> Iterator[tuple[str, str]]:
     """(heading, Markdown table) of every experiment: all methods with intervals and what they have over adapted and OPPU."""
     for group in side.groups:
         names = group.runs[0].metrics
-        titles = [metric(name).title + ("" if metric(name).higher_is_better else " ↓") for name in names]
-        header = ["Method", *titles, "− task-adapted base", "− OPPU"]
+        more = _telling(group)[1:]
+        gaps = ["− task-adapted base", "− OPPU"]
+        gaps += [f"{gap}: {_titled(name)}" for name in more for gap in gaps]
+        header = ["Method", *map(_titled, names), *gaps]
         yield _name(group), markdown(header, [_line(side, group, m, names) for m in group.runs[0].methods])
+
+
+def _telling(group: Group) -> list[str]:
+    """The metrics by which methods are compared: the headline, and the golds' loss where it is there."""
+    first, *more = group.runs[0].metrics
+    return [first, *(name for name in more if name == GOLD_LOSS)]
+
+
+def _titled(name: str) -> str:
+    return metric(name).title + ("" if metric(name).higher_is_better else " ↓")
 
 
 def _name(group: Group) -> str:
@@ -61,8 +75,7 @@ def _name(group: Group) -> str:
     return f"{name}: {first.task}, {first.targets} users, {len(group.runs)} seed{'s' * (len(group.runs) > 1)}"
 
 
-def _best_marked(side: SideBySide, group: Group, methods: Sequence[str]) -> list[str]:
-    name = group.runs[0].metrics[0]
+def _best_marked(side: SideBySide, group: Group, methods: Sequence[str], name: str) -> list[str]:
     values = [None if (cell := side.cell(group.name, m, name)) is None else cell.value for m in methods]
     best = max((metric(name).sign * v for v in values if v is not None), default=None)
     return [
@@ -70,8 +83,8 @@ def _best_marked(side: SideBySide, group: Group, methods: Sequence[str]) -> list
     ]
 
 
-def _contrast(side: SideBySide, group: Group, method: str, versus: str) -> Contrast | None:
-    wanted = (group.name, method, versus, group.runs[0].metrics[0])
+def _contrast(side: SideBySide, group: Group, method: str, versus: str, name: str) -> Contrast | None:
+    wanted = (group.name, method, versus, name)
     return next((c for c in side.contrasts if (c.group, c.method, c.versus, c.metric) == wanted), None)
 
 
@@ -89,7 +102,11 @@ def _line(side: SideBySide, group: Group, method: str, names: Sequence[str]) -> 
         cell = side.cell(group.name, method, name)
         ends = "" if cell is None or cell.low is None else f" [{number(cell.low)}, {number(cell.high)}]"
         values.append(number(None if cell is None else cell.value) + ends)
-    gaps = [_gap(_contrast(side, group, method, versus)) for versus in (ADAPTED, OWN)]
+    gaps = [
+        _gap(_contrast(side, group, method, versus, name))
+        for name in _telling(group)
+        for versus in (ADAPTED, OWN)
+    ]
     return [MARKS[role] + side.titles.get(method, method), *values, *gaps]
 
 

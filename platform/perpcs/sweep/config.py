@@ -22,6 +22,7 @@ FIXED = {
     "seed": "list the seeds in sweep.seeds",
     "evaluate.methods": f"vary {METHOD}",
     "evaluate.resamples": "it changes intervals only",
+    "evaluate.likelihood": "sweeps score what is written",
     "evaluate.save_text": "it changes no result",
 }
 """Keys that are no axis, and why."""
@@ -164,8 +165,8 @@ def _check(sweep: Sweep) -> None:
     if METHOD not in {axis.key for axis in sweep.axes}:
         raise ConfigError(f"{sweep.origin}: sweep.space.{METHOD}: is missing; e.g. {METHOD}: [gradient]")
     get_methods(sweep.methods)
-    if sweep.config.metric:
-        metric(sweep.config.metric)
+    if sweep.config.metric and metric(sweep.config.metric).columns is None:
+        raise ConfigError(f"sweep.metric: {sweep.config.metric!r}: sweeps score what is written; use another")
     if sweep.config.search == "grid" and any(axis.is_range for axis in sweep.axes):
         key = next(axis.key for axis in sweep.axes if axis.is_range)
         raise ConfigError(

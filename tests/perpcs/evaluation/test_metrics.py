@@ -5,6 +5,7 @@ import pytest
 
 from perpcs.errors import ConfigError, DataError
 from perpcs.evaluation.metrics import (
+    GOLD_LOSS,
     METRICS,
     TASK_METRICS,
     columns,
@@ -107,7 +108,12 @@ def test_rouge_against_a_few_lines():
     assert columns("rouge_1", predictions, golds)[:, 0] == pytest.approx(one)
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+def test_the_golds_losses_cannot_be_made_from_texts():
+    with pytest.raises(ConfigError, match="gold_loss: cannot be made from texts"):
+        columns(GOLD_LOSS, ["a"], ["a"])
+
+
+@pytest.mark.parametrize("name", [name for name, made in METRICS.items() if made.columns])
 def test_sums_over_parts_give_the_value_of_the_whole(name):
     rng = np.random.default_rng(0)
     golds = [str(x) for x in rng.integers(1, 6, 40)]

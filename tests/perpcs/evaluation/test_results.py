@@ -129,6 +129,8 @@ def test_without_times_drops_measured_keys_and_nothing_else():
 def test_output_must_be_complete_and_without_repeats():
     with pytest.raises(DataError, match="method m: needs one prediction"):
         MethodOutput("m", 0, ("u",), ("q",), (), ("g",), COST)
+    with pytest.raises(DataError, match="method m: needs one prediction"):
+        MethodOutput("m", 0, ("u",), ("q",), ("a",), ("g",), COST, losses=(1.0, 2.0))
     with pytest.raises(DataError, match="answered twice"):
         MethodOutput("m", 0, ("u", "u"), ("q", "q"), ("a", "b"), ("g", "g"), COST)
 

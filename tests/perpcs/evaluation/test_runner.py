@@ -1,7 +1,11 @@
 """Answers to queries, many users in one batch."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from perpcs.config.schema import PromptConfig, SyntheticConfig, TinyConfig
 from perpcs.evaluation.runner import answer, asked
@@ -34,10 +38,10 @@ def base(people):
 def ask(base):
     prompter = Prompter(TASK, base.tokenizer, PromptConfig(max_label=6))
 
-    def ask(users, *, adapter_of=None, batch=64, max_queries=0, context=PLAIN, constrained=False):
+    def ask(users, *, adapter_of=None, batch=64, max_queries=0, context=PLAIN, **more):
         return answer(
             base, prompter, users, context=context, adapter_of=adapter_of, scale=2.0, batch=batch,
-            max_queries=max_queries, constrained=constrained,
+            max_queries=max_queries, **more,
         )  # fmt: skip
 
     return ask
@@ -99,3 +103,19 @@ def test_constrained_answers_are_labels_of_the_task(ask, people, adapter_of):
     found, free = ask(people, adapter_of=adapter_of, constrained=True), ask(people, adapter_of=adapter_of)
     assert set(found.predictions) <= set(TASK.labels) and not set(free.predictions) <= set(TASK.labels)
     assert (found.user_ids, found.query_ids) == (free.user_ids, free.query_ids)
+
+
+def test_the_golds_losses_are_those_of_one_sequence_at_a_time_in_plain_weights(ask, base, people, adapter_of):
+    """W + 2 b a written into a copy of the model, each question alone and without padding."""
+    found = ask(people, adapter_of=adapter_of, likelihood=True, batch=3)
+    assert ask(people).losses == () and len(found.losses) == len(found.golds)
+    prompter, expected = Prompter(TASK, base.tokenizer, PromptConfig(max_label=6)), []
+    for user in people:
+        plain = copy.deepcopy(base.model.model)
+        for name, (a, b) in adapter_of(user.id).items():
+            plain.get_submodule(name).base.weight.data += 2.0 * b @ a
+        for query in user.queries:
+            prompt, label = prompter.query(user, query).prompt, prompter.label(query.gold)
+            logits = plain(input_ids=torch.tensor([prompt + label])).logits[0, len(prompt) - 1 : -1]
+            expected.append(float(F.cross_entropy(logits, torch.tensor(label))))
+    np.testing.assert_allclose(found.losses, expected, rtol=1e-4)

@@ -28,7 +28,7 @@ METHODS = {
 }
 
 
-def answers(method, rate, cost, *, users, seed=0, queries=25):
+def answers(method, rate, cost, *, users, seed=0, queries=25, likelihood=False):
     rng = np.random.default_rng([seed, *method.encode()])
     skill = np.clip(rng.normal(rate, 0.06, len(users)), 0, 1)
     golds = [f"tag {(u + q) % 5}" for u in range(len(users)) for q in range(queries)]
@@ -41,10 +41,13 @@ def answers(method, rate, cost, *, users, seed=0, queries=25):
         tuple(gold if ok else "tag 0" for gold, ok in zip(golds, right, strict=True)),
         tuple(golds),
         cost,
+        losses=tuple((2 - skill.repeat(queries) + rng.random(len(golds))).tolist()) if likelihood else (),
     )
 
 
-def made_up(*, name="quickstart", seed=0, users=16, task="LaMP-2M", shift=0.0, prefix="target"):
+def made_up(
+    *, name="quickstart", seed=0, users=16, task="LaMP-2M", shift=0.0, prefix="target", likelihood=False
+):
     rng = np.random.default_rng(seed)
     ids = (EVIL, *(f"{prefix}-{i:02}" for i in range(1, users)))
     kind, other = rng.integers(0, 4, users), rng.integers(0, 4, 24)
@@ -56,7 +59,10 @@ def made_up(*, name="quickstart", seed=0, users=16, task="LaMP-2M", shift=0.0, p
         for key, w in (("gradient", sharp), ("per_pcs", blunt), ("random_pieces", rng.random(truth.shape)))
     }
     return build_results(
-        [answers(m, rate + shift, cost, users=ids, seed=seed) for m, (_, _, rate, cost) in METHODS.items()],
+        [
+            answers(m, rate + shift, cost, users=ids, seed=seed, likelihood=likelihood)
+            for m, (_, _, rate, cost) in METHODS.items()
+        ],
         experiment=Experiment(
             name, task, seed, 60, 48, users, 24, "tiny", "5f1c09ab", 3, "c0ffee",
             f"python -m jobs.pipeline configs/quickstart.yaml seed={seed}",

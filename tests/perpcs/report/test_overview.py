@@ -56,3 +56,19 @@ def test_users_are_told_apart_by_the_likeness_of_their_nearest_sharer(side):
     unknown = replace(group, runs=tuple(replace(run, choices=None) for run in group.runs))
     assert by_likeness(unknown, ["oppu"]) == []
     assert "## Users by the likeness" in overview_markdown(side)
+
+
+def test_where_golds_were_scored_their_loss_has_a_line_and_differences_of_its_own(make):
+    runs = [make(seed=seed, name=f"runs/a/seed-{seed}", likelihood=True) for seed in SEEDS]
+    scored = compare(runs, resamples=300)
+    head, _, first, second = overview(scored).splitlines()
+    names, line = cells(head), cells(second)
+    assert cells(first)[0] + ", Nats per gold token ↓" == line[0]
+    values = {name: float(text.strip("*")) for name, text in zip(names[1:-3], line[1:-3], strict=True)}
+    best = min(values, key=values.get)
+    assert line[names.index(best)].startswith("**") and best == "gradient key, whole sharers"
+    ((_, table),) = tables(scored)
+    head, _, *rows = map(cells, table.splitlines())
+    assert head[-2:] == ["− task-adapted base: Nats per gold token ↓", "− OPPU: Nats per gold token ↓"]
+    own = next(row for row in rows if row[0].startswith("OPPU"))
+    assert own[-2].startswith("−") and own[-1] == "–", "less is better, and nothing is compared with itself"

@@ -75,6 +75,7 @@ def test_overrides_reach_the_sweep_its_space_and_the_experiment(load):
         ("sweep.trails=3", "trails: no such key; did you mean trials"),
         ("sweep.seeds=[1, 1]", "must be different whole numbers"),
         ("sweep.metric=acuracy", "did you mean accuracy"),
+        ("sweep.metric=gold_loss", "sweeps score what is written"),
         ("sweep.rungs=[1, 2]", "have no effect without sweep.scheduler=asha"),
         ("sweep.scheduler=asha", "must rise, from 1 on"),
         ("sweep.trials", "is not key=value"),

@@ -84,6 +84,13 @@ def test_answers_and_choices_are_those_of_one_prompt_at_a_time(kind_model, make_
         assert scores[best] == pytest.approx(max(scores), abs=1e-4)
 
 
+def test_losses_of_labels_are_means_over_their_tokens(kind_model, make_user):
+    user = make_user("u", items=4)
+    kind_model.load(kind_model.train(user)[0])
+    expected = [-score(kind_model, e.prompt, e.label) / len(e.label) for e in user.examples]
+    assert kind_model.label_losses(user.examples) == pytest.approx(expected, abs=1e-4)
+
+
 def score(model, prompt, choice):
     ids = torch.tensor([prompt + choice])
     with torch.no_grad():
