@@ -50,7 +50,7 @@ class AssemblingSource:
         self.scale = pieces.spec.alpha / pieces.spec.rank
         self.picks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._mixed: dict[str, Factors] = {}
-        """Kept for the call: the last layer's projections are met twice, by all positions and by those that count."""
+        """(a, scale * b), kept for the call: the last layer's projections are met twice, by all positions and by those that count."""
         self._pooled: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
         """Newest input and its queries: the projections for query, key and value have the same input."""
 
@@ -58,14 +58,14 @@ class AssemblingSource:
         """See `DeltaSource`."""
         if projection.name not in self._mixed:
             self._mixed[projection.name] = self._assemble(projection.name, x_NTi)
-        return lora_delta(x_NTi, *self._mixed[projection.name], self.slots) * self.scale
+        return lora_delta(x_NTi, *self._mixed[projection.name], self.slots)
 
     def _assemble(self, projection: str, x_NTi: Tensor) -> Factors:
         if self._pooled[0] is not x_NTi:
             self._pooled = (x_NTi, gate_queries(x_NTi, self.counted, self.slots.index, users=self.users))
         self.picks[projection] = ordinals, codes = choose(self.pieces, projection, self._pooled[1], self.rule)
         a_URi, b_UoR = mix(self.pieces, projection, ordinals, codes, self.rule)
-        return a_URi.to(x_NTi), b_UoR.to(x_NTi)
+        return a_URi.to(x_NTi), (b_UoR * self.scale).to(x_NTi)
 
 
 def choose(pieces: Pieces, projection: str, queries_Ud: Tensor, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
