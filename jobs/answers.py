@@ -1,8 +1,8 @@
 """Answers that are kept between evaluations, so that another row costs that row alone.
 
 One file per method and slice of targets in `answers/`, with a key over everything that the answers depend on; under
-another key they are made anew. Only what the model wrote is kept: questions and golds are in the experiment's
-population, which is as private.
+another key they are made anew. What the model wrote is kept, and the golds' losses where they were asked for: questions
+and golds are in the experiment's population, which is as private.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def stage_of(method: Method) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a method wrote, users and queries in order, the losses of the golds where they are asked for, and the most
-    bytes in use at once meanwhile."""
+    """What a method wrote, users and queries in order, and the most bytes in use at once while it did."""
 
     predictions: tuple[str, ...]
     memory: int
     losses: tuple[float, ...] = ()
+    """Of the golds; none where they were never asked for."""
 
 
 def answers_key(evaluator: Evaluator, method: Method) -> str:
@@ -52,11 +52,8 @@ def answers_key(evaluator: Evaluator, method: Method) -> str:
         adapters = stage_info(paths, "train_warm", wanted_by="evaluate")["mark"]
     if stage := stage_of(method):
         adapters = stage_digest(paths, stage, wanted_by="evaluate")
-    # Only where it is on: answers that were kept before there was this setting stay what they are.
-    scored = {"likelihood": True} if cfg.evaluate.likelihood else {}
     return digest(
-        scored
-        | {
+        {
             "method": how,
             "targets": digest({"ids": [user.id for user in evaluator.users]}),
             "adapters": adapters,

@@ -110,13 +110,17 @@ def _named(methods: Sequence[Method]) -> str:
 
 
 def _answers(evaluator: Evaluator, method: Method, number: int) -> Kept:
-    """A method's answers to a slice: those that were kept, or new ones, which are kept."""
+    """A method's answers to a slice, with the golds' losses where they are wanted: those that were kept, or new ones, which
+    are kept."""
     key = answers_key(evaluator, method)
     kept = kept_answers(evaluator, method, number, key)
     if kept is None:
         with peak_memory(evaluator.base.model.device) as peak:
             found = evaluator.answers(method)
-        kept = Kept(found.predictions, peak.bytes, found.losses)
+        kept = Kept(found.predictions, peak.bytes)
+        keep_answers(evaluator.paths, method, number, kept=kept, key=key)
+    if evaluator.cfg.evaluate.likelihood and not kept.losses:
+        kept = replace(kept, losses=tuple(evaluator.losses(method)))
         keep_answers(evaluator.paths, method, number, kept=kept, key=key)
     return kept
 
@@ -126,8 +130,7 @@ def _output(
 ) -> MethodOutput:
     kept = [part.answers[method.name] for part in parts]
     texts = [text for one in kept for text in one.predictions]
-    losses = [loss for one in kept for loss in one.losses]
-    answers = answers_of(targets, texts, max_queries=cfg.evaluate.max_queries, losses=losses)
+    answers = answers_of(targets, texts, max_queries=cfg.evaluate.max_queries)
     cost = priced_cost(prices, method)
     memory = max(prepared_memory(prices.facts.paths, method), *(one.memory for one in kept))
     right = sum(p == g for p, g in zip(answers.predictions, answers.golds, strict=True))
@@ -142,7 +145,7 @@ def _output(
         golds=answers.golds,
         cost=replace(cost, peak_memory=memory),
         note="histories have no output of the task's kind; trained on a stand-in" if proxy else "",
-        losses=answers.losses,
+        losses=tuple(loss for one in kept for loss in one.losses) if cfg.evaluate.likelihood else (),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypedDict
 
 import torch
 
@@ -16,15 +18,24 @@ from jobs.readings import Facts, read_target
 from jobs.train_warm import warm_pool
 from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.config import ExperimentConfig
-from perpcs.errors import StoreError
+from perpcs.errors import DataError, StoreError
 from perpcs.evaluation.cost import adapter_parameters
 from perpcs.evaluation.methods import Method, Uses, others, recipe_name
-from perpcs.evaluation.runner import Answers, Ask, answer, answers_of, asked, gold_examples
+from perpcs.evaluation.runner import (
+    AdapterOf,
+    Answers,
+    Ask,
+    answer,
+    answers_of,
+    asked,
+    gold_examples,
+    gold_losses,
+)
 from perpcs.lora.bank import Adapter
 from perpcs.lora.peft_files import CONFIG, WEIGHTS, read_peft
 from perpcs.model.base import Base, banked, load_causal_lm
 from perpcs.model.size import model_size
-from perpcs.population.prompts import PLAIN, Prompter
+from perpcs.population.prompts import PLAIN, Context, Prompter
 from perpcs.records import Recipe, SharerAdapter, User
 from perpcs.train.kinds import Kind, KindModel
 from storage.files import join, read_bytes
@@ -34,6 +45,16 @@ from storage.pool import Pool
 from storage.population import read_ids, read_split
 from storage.recipes import RecipeStore
 from storage.view import PoolView
+
+
+class How(TypedDict):
+    """What asking and scoring have in common."""
+
+    context: Context
+    adapter_of: AdapterOf | None
+    scale: float
+    batch: int
+    max_queries: int
 
 
 class Opened:
@@ -122,6 +143,31 @@ class Evaluator:
         """Answers of one method to every query of every user."""
         if method.kind:
             return self._kind_answers(method.kind)
+        base, prompter, how = self._how(method)
+        constrained = self.cfg.evaluate.decoding == "constrained"
+        return answer(base, prompter, self.users, **how, constrained=constrained)
+
+    def losses(self, method: Method) -> list[float]:
+        """Nats per token of what every user really answered, in the order of `answers`.
+
+        Raises DataError when one is not finite: the adapter is broken.
+        """
+        if method.kind:
+            found = self._kind_losses(method.kind)
+        else:
+            base, prompter, how = self._how(method)
+            found = gold_losses(base, prompter, self.users, **how)
+        whose = [user.id for user in self.users for _ in asked(user, limit=self.cfg.evaluate.max_queries)]
+        for user_id, loss in zip(whose, found, strict=True):
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"method {method.name}: the loss of what user {user_id} answered is {loss}; its training went astray: "
+                    "lower the learning rate and train again in a new folder, or set evaluate.likelihood=false"
+                )
+        return found
+
+    def _how(self, method: Method) -> tuple[Base, Prompter, How]:
+        """The model that a method asks, and how."""
         base, prompter = self.opened.raw if method.uses == "raw" else (self.base, self.prompter)
         lookup = {
             "raw": None,
@@ -132,14 +178,14 @@ class Evaluator:
             "recipe": partial(self._recipe_adapter, method),
         }
         chosen = lookup[method.uses]
-        return answer(
-            base, prompter, self.users,
+        how = How(
             context=method.context(retrieve=self.cfg.evaluate.retrieve),
             adapter_of=None if chosen is None else (lambda u: chosen(self.whose(method, u))),
-            scale=self.cfg.lora.alpha / self.cfg.lora.rank, batch=self.cfg.evaluate.batch,
+            scale=self.cfg.lora.alpha / self.cfg.lora.rank,
+            batch=self.cfg.evaluate.batch,
             max_queries=self.cfg.evaluate.max_queries,
-            constrained=self.cfg.evaluate.decoding == "constrained", likelihood=self.cfg.evaluate.likelihood,
-        )  # fmt: skip
+        )
+        return base, prompter, how
 
     def release(self) -> None:
         """Forget the users' adapters."""
@@ -199,15 +245,20 @@ class Evaluator:
         return adapter_from_recipe(self.recipe(method, user_id), self.opened.pieces)
 
     def _kind_answers(self, kind: Kind) -> Answers:
-        model, prompter, limit = self.opened.kind(kind), self.prompter, self.cfg.evaluate.max_queries
-        found, losses = list[str](), list[float]()
+        model, prompter, found = self.opened.kind(kind), self.prompter, list[str]()
         for user in self.users:
             model.load(read_state(self.paths, kind, user.id))
-            asks = [Ask(0, user, query, PLAIN) for query in asked(user, limit=limit)]
-            found += self._texts(model, [prompter.query(user, ask.query).prompt for ask in asks])
-            if self.cfg.evaluate.likelihood:
-                losses += model.label_losses(gold_examples(prompter, asks))
-        return answers_of(self.users, found, max_queries=limit, losses=losses)
+            queries = asked(user, limit=self.cfg.evaluate.max_queries)
+            found += self._texts(model, [prompter.query(user, query).prompt for query in queries])
+        return answers_of(self.users, found, max_queries=self.cfg.evaluate.max_queries)
+
+    def _kind_losses(self, kind: Kind) -> list[float]:
+        model, found = self.opened.kind(kind), list[float]()
+        for user in self.users:
+            model.load(read_state(self.paths, kind, user.id))
+            asks = [Ask(0, user, q, PLAIN) for q in asked(user, limit=self.cfg.evaluate.max_queries)]
+            found += model.label_losses(gold_examples(self.prompter, asks))
+        return found
 
     def _texts(self, model: KindModel, prompts: Sequence[tuple[int, ...]]) -> list[str]:
         labels, tokenizer = self.prompter.task.labels, self.base.tokenizer

@@ -37,11 +37,10 @@ SHARERS = 256
 class Reading:
     """One target."""
 
-    items: int
     load: Load
     """Of the whole known history."""
-    recent: int
-    """Tokens of what assembly reads: the newest `assembly.max_items`."""
+    recent: Load
+    """Of what assembly reads: the newest `assembly.max_items`."""
     history_bytes: int
     profile_bytes: int
     questions: int
@@ -98,9 +97,8 @@ def read_target(evaluator: Evaluator, user: User, methods: Sequence[Method]) -> 
             recipes[recipe_name(method.rule, method.merge)] = recipe.nbytes, recipe.codes.size
     trained: set[Uses] = {method.uses for method in methods if method.uses in ("own", "warm")}
     return Reading(
-        items=len(user.known),
         load=Load.of(prompter.history(user)),
-        recent=Load.of(prompter.history(user, max_items=cfg.assembly.max_items)).tokens,
+        recent=recent_load(prompter, user, cfg.assembly.max_items),
         history_bytes=history_bytes(user),
         profile_bytes=len(label_profile(prompter.task, user.known, cfg.prompt.profile_labels).encode()),
         questions=len(queries),
@@ -111,6 +109,11 @@ def read_target(evaluator: Evaluator, user: User, methods: Sequence[Method]) -> 
         steps={uses: evaluator.opened.steps(uses)[user.id] for uses in trained},
         recipes=recipes,
     )
+
+
+def recent_load(prompter: Prompter, user: User, max_items: int) -> Load:
+    """What assembly reads of a user's history costs to read once."""
+    return Load.of(prompter.history(user, max_items=max_items))
 
 
 def load_slices(cfg: ExperimentConfig, paths: Paths, parts: Sequence[Sequence[str]]) -> list[list[Load]]:

@@ -17,10 +17,10 @@ from perpcs.assembly.fitted import fit_steps
 from perpcs.assembly.pieces import PartialPieces, Pieces
 from perpcs.assembly.select import sharer_weights
 from perpcs.config import ExperimentConfig, as_flat_dict, digest
+from perpcs.config.schema import AssemblyConfig
 from perpcs.evaluation.cost import Load, pool_bytes
 from perpcs.evaluation.methods import Method, Uses, recipe_name
 from perpcs.evaluation.results import Choices, Cost, Experiment
-from perpcs.population.prompts import Prompter
 from perpcs.population.synthetic import similarity_matrix
 from perpcs.records import User
 from storage.layout import Paths
@@ -138,15 +138,9 @@ def _recipe_cost(facts: Facts, method: Method) -> Cost:
         shared_part(facts.pieces, cfg.assembly, seed=cfg.seed),
         method.rule,
         recipes=[reading.recipes[name] for reading in readings],
-        tokens=round(mean(reading.recent for reading in readings)) if method.rule in SEARCHED else 0,
-        items=mean(reading.items for reading in readings),
+        read=[reading.recent for reading in readings],
         seconds=info["seconds_per_user"][name],
     )
-
-
-def history_tokens(prompter: Prompter, users: Sequence[User], max_items: int) -> int:
-    """Tokens of a user's history as assembly reads it, mean over users."""
-    return round(mean(Load.of(prompter.history(u, max_items=max_items)).tokens for u in users))
 
 
 def assembled_cost(
@@ -155,20 +149,18 @@ def assembled_cost(
     rule: str,
     *,
     recipes: Sequence[tuple[int, int]],
-    tokens: int,
+    read: Sequence[Load],
     seconds: float,
-    items: float = 0.0,
 ) -> Cost:
-    """Cost of a rule over a pool, or over the part of it that is shared; tokens, seconds and history items per user.
-    recipes: bytes and number of codes of each. `items` is needed for rules that visit items again."""
+    """Cost of a rule over a pool, or over the part of it that is shared; seconds per user. recipes: bytes and number of
+    codes of each. read: what assembly reads of each user's history."""
     key = SEARCHED.get(rule, "")
     whole = pool_bytes(
         pieces.spec, len(pieces.ids), key=key, number_bytes=2 if cfg.pool.dtype == "float16" else 4
     )
     part = float(pieces.shared.mean()) if isinstance(pieces, PartialPieces) else 1.0
-    fit = cfg.assembly.fit
-    steps = fit_steps(fit, round(items), epochs=cfg.assembly.fit_epochs)
-    again = round(steps * fit.batch * tokens / items) if rule in FITTED and items else 0
+    tokens = round(mean(load.tokens for load in read)) if rule in SEARCHED else 0
+    again = round(mean(fitting_tokens(cfg.assembly, load) for load in read)) if rule in FITTED else 0
     # Once for the history key, once under the base, once under every candidate.
     judged = tokens * (2 + min(cfg.assembly.shortlist, len(pieces.ids))) if rule.startswith("reranked") else 0
     return Cost(
@@ -179,6 +171,13 @@ def assembled_cost(
         forward_tokens=tokens + judged + again,
         backward_tokens=(tokens if key == "gradient" else 0) + again,
     )
+
+
+def fitting_tokens(assembly: AssemblyConfig, read: Load) -> float:
+    """Tokens that fitting the weights visits, forward and backward alike."""
+    fit = assembly.fit
+    steps = fit_steps(fit, read.examples, epochs=assembly.fit_epochs)
+    return steps * fit.batch * read.tokens / read.examples
 
 
 def choices_of(facts: Facts, methods: Sequence[Method], targets: Sequence[User]) -> Choices | None:

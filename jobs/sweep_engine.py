@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ import numpy as np
 from jobs.evaluator import Evaluator
 from jobs.experiment import stage_info
 from jobs.loading import open_pieces, shared_part
-from jobs.summary import SEARCHED, assembled_cost, cost_of, history_tokens
+from jobs.readings import recent_load
+from jobs.summary import SEARCHED, assembled_cost, cost_of
 from jobs.sweep_plan import Trial
 from jobs.sweep_train import state_of
 from perpcs.assembly.assembler import Assembler, settings_of
@@ -167,11 +167,10 @@ class Engine:
 
     def _recipe_cost(self, trial: Trial, recipes: Sequence[Recipe], seconds: float) -> Cost:
         cfg, rule = trial.cfg, trial.method.rule
-        tokens = history_tokens(self.prompter, self.users, cfg.assembly.max_items) if rule in SEARCHED else 0
+        read = [recent_load(self.prompter, user, cfg.assembly.max_items) for user in self.users]
         part = shared_part(self.pieces, cfg.assembly, seed=cfg.seed)
-        items = fmean(len(user.known) for user in self.users)
         sizes = [(recipe.nbytes, recipe.codes.size) for recipe in recipes]
-        return assembled_cost(cfg, part, rule, recipes=sizes, tokens=tokens, seconds=seconds, items=items)
+        return assembled_cost(cfg, part, rule, recipes=sizes, read=read, seconds=seconds)
 
     # What they answer
 

@@ -40,6 +40,8 @@ def outlook(sweep: Sweep, plan: Plan, todo: Sequence[Trial]) -> Iterator[str]:
     workers = sweep.draft.config().ray.workers
     many = f"{workers} workers" if workers > 1 else "1 worker"
     yield f"to evaluate: {len(todo)} trials on {many}, up to {config.slots} adapters side by side"
+    if sweep.draft.config().evaluate.likelihood:
+        yield "evaluate.likelihood has no effect here: sweeps score what is written"
     yield _estimate(todo, made, others, TrialTable.of(root), workers)
 
 

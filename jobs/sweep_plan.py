@@ -90,6 +90,10 @@ def plan_points(sweep: Sweep, points: Iterable[Values]) -> Plan:
     return Plan(tuple(placed), tuple(trials.values()))
 
 
+TOLD = frozenset({"assembly.sure_items", "assembly.fit_epochs"})
+"""Keys in a trial's id at their default too: with them came other answers, and trials from before are others."""
+
+
 def make_trial(sweep: Sweep, values: Values, seed: int) -> Trial:
     """One point under one seed."""
     method = METHODS[values[METHOD]]
@@ -125,12 +129,13 @@ def matters(method: Method, key: str) -> bool:
 
 def settings_of(cfg: ExperimentConfig, method: Method) -> dict[str, Any]:
     """Everything that the method's answers depend on and that is not as it is by default: a setting that is added to
-    the program later leaves old trials what they are. A default that changes is seen by `changed_base`."""
+    the program later leaves old trials what they are, unless it is in TOLD. A default that changes is seen by
+    `changed_base`."""
     usual = as_flat_dict(ExperimentConfig())
     return {
         key: value
         for key, value in as_flat_dict(cfg).items()
-        if matters(method, key) and (key == "seed" or value != usual[key])
+        if matters(method, key) and (key == "seed" or key in TOLD or value != usual[key])
     }
 
 

@@ -23,7 +23,7 @@ from jobs import (
     train_prompt_tuning,
     train_sharers,
 )
-from perpcs.errors import ConfigError, StoreError
+from perpcs.errors import ConfigError, DataError, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -206,6 +206,32 @@ def test_the_users_own_answers_are_scored_where_that_is_asked(copy, mini, conten
     pipeline.main(scored)
     assert same_results(copy) == results
     assert not {n for n in rewritten_files(before, contents(copy)) if n.startswith("answers/")}
+
+
+def test_scoring_what_was_answered_before_answers_nothing_anew(copy, mini, monkeypatch):
+    """On: the losses alone are added. Off: they stay where they are and are not shown."""
+
+    def no_text(*_):
+        raise AssertionError("answered again")
+
+    monkeypatch.setattr("jobs.evaluator.answer", no_text)
+    pipeline.main(mini(copy, "evaluate.likelihood=true", "ray.address=none"))
+    metrics = {row["metric"] for row in json.loads((copy / "results.json").read_text())["rows"]}
+    assert metrics == {"accuracy", "macro_f1", "gold_loss"}
+    pipeline.main(mini(copy, "ray.address=none"))
+    metrics = {row["metric"] for row in json.loads((copy / "results.json").read_text())["rows"]}
+    assert metrics == {"accuracy", "macro_f1"}
+    monkeypatch.setattr("jobs.evaluator.gold_losses", no_text)
+    pipeline.main(mini(copy, "evaluate.likelihood=true", "ray.address=none"))
+
+
+def test_a_training_that_went_astray_is_named_where_its_loss_is_asked_for(copy, mini):
+    cfg = mini(
+        copy, "evaluate.likelihood=true", "evaluate.methods=adapted,oppu_ia3", "own_kinds.steps=5",
+        "own_kinds.ia3_lr=1e30", "ray.address=none",
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"method oppu_ia3: the loss of what user \S+ answered is nan"):
+        pipeline.main(cfg)
 
 
 def test_another_top_k_is_assembled_again_over_the_same_pool(copy, mini, contents):

@@ -133,20 +133,23 @@ def test_fitting_after_re_ranking_has_the_whole_shortlist_whatever_top_k(world):
     assert [o.shape[1] for o, _, _ in narrow.picks("reranked", "concat", users)] == [1] * len(users)
 
 
-@pytest.mark.parametrize("rule", ["reranked", "reranked_fitted"])
-def test_what_one_item_chose_is_added_in_part(world, rule):
+@pytest.mark.parametrize(
+    ("rule", "merge", "factor"),
+    [("reranked", "concat", 0.5), ("reranked_fitted", "svd", 0.5), ("reranked", "average", 0.5**0.5)],
+)
+def test_what_one_item_chose_is_added_in_part(world, rule, merge, factor):
     assembler, _, users = world
     unsure, sure = (
         Assembler(
             assembler.base, assembler.prompter, assembler.pieces,
             config=replace(assembler.config, max_items=1, sure_items=items),
-        ).picks(rule, "concat", users)
+        ).picks(rule, merge, users)
         for items in (4, 0)
     )  # fmt: skip
     for part, whole in zip(unsure, sure, strict=True):
         np.testing.assert_array_equal(part[0], whole[0])
         np.testing.assert_array_equal(part[1], whole[1])
-        assert part[2] == whole[2] / 2
+        assert part[2] == pytest.approx(whole[2] * factor)
 
 
 def test_a_rebuild_makes_anew_exactly_the_recipes_that_used_who_withdrew(world, mini, copy, caplog):

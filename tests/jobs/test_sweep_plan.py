@@ -2,9 +2,10 @@
 
 import pytest
 
-from jobs.sweep_plan import check_effects, make_trial, plan, seen_before, trains_any, units
+from jobs.sweep_plan import check_effects, make_trial, plan, seen_before, settings_of, trains_any, units
 from jobs.sweep_tune import Proposals
 from perpcs.errors import ConfigError
+from perpcs.evaluation.methods import METHODS
 from perpcs.sweep.config import load_sweep
 
 
@@ -58,6 +59,20 @@ def test_a_trial_is_the_same_whatever_else_is_varied(load):
         )
     ).trials
     assert {t.id for t in alone} & {t.id for t in more}, "top_k 3 of everything is in both"
+
+
+def test_a_default_that_came_with_other_answers_is_part_of_a_trial(load):
+    """Trials of these rules from before the setting are others; those of rules that do not read it stay."""
+    settings = {
+        name: settings_of(plan(load({"method": f"[{name}]"})).trials[0].cfg, METHODS[name])
+        for name in ("reranked", "reranked_fitted", "gradient")
+    }
+    told = {name: {key for key in found if key.startswith("assembly.")} for name, found in settings.items()}
+    assert told == {
+        "reranked": {"assembly.sure_items"},
+        "reranked_fitted": {"assembly.sure_items", "assembly.fit_epochs"},
+        "gradient": set(),
+    }
 
 
 @pytest.mark.parametrize(

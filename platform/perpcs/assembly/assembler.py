@@ -108,9 +108,9 @@ class Assembler:
             fitted = fitted_picks(
                 self.base.model, data, start, self.pieces, a.fit, epochs=a.fit_epochs, seed=self.seed
             )
-            return self._trusted(fitted, data) if rule in KEEPS_ALL else fitted
+            return self._trusted(fitted, data, merge) if rule in KEEPS_ALL else fitted
         if rule == "reranked":
-            return self._trusted(self._reranked(users, data, a.top_k), data)
+            return self._trusted(self._reranked(users, data, a.top_k), data, merge)
         if rule in ("gradient", "gradient_global"):
             how, queries = Rule(a.top_k, a.gradient_temperature, merge), self.gradient_queries(users)
             return picks_of_queries(queries, self.pieces, how, whole_sharers=rule == "gradient_global")
@@ -142,11 +142,13 @@ class Assembler:
         )
         return weighted_picks(near, weights, self.pieces, top_k=top_k)
 
-    def _trusted(self, picks: Sequence[Picks], data: Sequence[UserData]) -> list[Picks]:
-        counts = [len(user.examples) for user in data]
+    def _trusted(self, picks: Sequence[Picks], data: Sequence[UserData], merge: str) -> list[Picks]:
+        factors = [trust(len(user.examples), self.config.sure_items) for user in data]
+        if merge == "average":  # its weights count twice, in A and in B
+            factors = [factor**0.5 for factor in factors]
         return [
-            (ordinals, codes, scale * trust(count, self.config.sure_items))
-            for (ordinals, codes, scale), count in zip(picks, counts, strict=True)
+            (ordinals, codes, scale * factor)
+            for (ordinals, codes, scale), factor in zip(picks, factors, strict=True)
         ]
 
     def _history_keys(self, users: Sequence[User]) -> np.ndarray:

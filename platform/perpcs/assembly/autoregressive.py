@@ -50,7 +50,8 @@ class AssemblingSource:
         self.scale = pieces.spec.alpha / pieces.spec.rank
         self.picks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._mixed: dict[str, Factors] = {}
-        """(a, scale * b), kept for the call: the last layer's projections are met twice, by all positions and by those that count."""
+        """(a, scale * b), kept for the call: the last layer's projections are met twice, by all positions and by those that
+        count."""
         self._pooled: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
         """Newest input and its queries: the projections for query, key and value have the same input."""
 

@@ -327,8 +327,8 @@ class AssemblyConfig:
     """Re-ranked rows: an assembly made from n items, fewer than this, is added with the factor sqrt(n / sure_items): few
     items say little about who is alike. 0: always whole."""
     fit_epochs: int = 6
-    """Fitted rows: most visits of each history item, so that a short history makes fewer steps than `fit.steps`; 0: no
-    limit."""
+    """Fitted rows: about so many visits of each history item at most, so that a short history makes fewer steps than
+    `fit.steps`, but one; 0: no limit."""
     fit: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20, batch=12, lr=0.02, warmup=1, weight_decay=0.0, clip=1.0, pack=16

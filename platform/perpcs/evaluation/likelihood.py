@@ -27,11 +27,14 @@ def label_losses(
 ) -> np.ndarray:
     """[N] mean loss (nats per label token) of each example under its slot's adapter; without a bank, under the base.
 
-    `batch` examples go through the model at once, those of like length together. NaN for one without label tokens.
+    `batch` examples go through the model at once, those of like length together. Raises ValueError for one without label
+    tokens.
     """
+    if not all(e.label for e in examples):
+        raise ValueError("an example without label tokens has no loss")
     found = np.zeros(len(examples))
     order = np.argsort([len(e.prompt) + len(e.label) for e in examples], kind="stable")
-    for rows in np.split(order, range(batch, len(order), batch)):
+    for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
         tokens = collate([examples[i] for i in rows], pad_id=model.pad_id, device=model.device)
         index = torch.tensor([slots[i] for i in rows], device=model.device)
         source = None if bank is None else BankSource(bank, Slots(index))

@@ -186,6 +186,11 @@ def task_metrics(task: str) -> tuple[str, ...]:
     return _named(task, TASK_METRICS, "task")
 
 
+def telling(names: Sequence[str]) -> list[str]:
+    """The metrics by which methods are compared in words: the headline, and the golds' loss where it is there."""
+    return [*names[:1], *(name for name in names[1:] if name == GOLD_LOSS)]
+
+
 def labels_of(golds: Sequence[str]) -> tuple[str, ...]:
     """The labels that occur as golds, sorted: the label list where a task publishes none."""
     return tuple(sorted({gold.strip() for gold in golds}))

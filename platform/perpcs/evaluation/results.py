@@ -72,7 +72,7 @@ class MethodOutput:
             sizes.add(len(self.losses))
         if sizes == {0} or len(sizes) != 1:
             raise DataError(
-                f"method {self.method}: needs one prediction for each query of each user, and a query"
+                f"method {self.method}: needs one prediction for each query of each user, and a query; and one loss or none"
             )
         if len(set(self.keys)) != len(self.user_ids):
             raise DataError(

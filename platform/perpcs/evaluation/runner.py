@@ -25,8 +25,6 @@ class Answers:
     query_ids: tuple[str, ...]
     predictions: tuple[str, ...]
     golds: tuple[str, ...]
-    losses: tuple[float, ...] = ()
-    """Nats per token of each gold under the method; none where they were not asked for."""
 
 
 def asked(user: User, *, limit: int) -> tuple[Query, ...]:
@@ -34,9 +32,7 @@ def asked(user: User, *, limit: int) -> tuple[Query, ...]:
     return user.queries[:limit] if limit else user.queries
 
 
-def answers_of(
-    users: Sequence[User], predictions: Sequence[str], *, max_queries: int, losses: Sequence[float] = ()
-) -> Answers:
+def answers_of(users: Sequence[User], predictions: Sequence[str], *, max_queries: int) -> Answers:
     """The answers to what these users are asked, users and their queries in order."""
     pairs = [(user, query) for user in users for query in asked(user, limit=max_queries)]
     return Answers(
@@ -44,7 +40,6 @@ def answers_of(
         query_ids=tuple(query.id for _, query in pairs),
         predictions=tuple(predictions),
         golds=tuple(query.gold for _, query in pairs),
-        losses=tuple(losses),
     )
 
 
@@ -106,22 +101,38 @@ def answer(
     batch: int,
     max_queries: int,
     constrained: bool = False,
-    likelihood: bool = False,
 ) -> Answers:
-    """Answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None); with
-    `likelihood` the losses of the golds as well."""
-    asks = [
+    """Answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None)."""
+    asks = _asks(users, context, max_queries)
+    bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
+    texts = answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)
+    return answers_of(users, texts, max_queries=max_queries)
+
+
+def gold_losses(
+    base: Base,
+    prompter: Prompter,
+    users: Sequence[User],
+    *,
+    context: Context,
+    adapter_of: AdapterOf | None,
+    scale: float,
+    batch: int,
+    max_queries: int,
+) -> list[float]:
+    """Nats per token of what the users really answered, in the order of `answer`: how unlikely it is to the method."""
+    asks = _asks(users, context, max_queries)
+    bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
+    golds, slots = gold_examples(prompter, asks), [ask.slot for ask in asks]
+    return [float(x) for x in label_losses(base.model, golds, bank=bank, slots=slots, batch=batch)]
+
+
+def _asks(users: Sequence[User], context: Context, max_queries: int) -> list[Ask]:
+    return [
         Ask(slot, user, query, context)
         for slot, user in enumerate(users)
         for query in asked(user, limit=max_queries)
     ]
-    bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
-    texts = answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)
-    losses: Sequence[float] = ()
-    if likelihood:
-        golds, slots = gold_examples(prompter, asks), [ask.slot for ask in asks]
-        losses = label_losses(base.model, golds, bank=bank, slots=slots, batch=batch).tolist()
-    return answers_of(users, texts, max_queries=max_queries, losses=losses)
 
 
 def bank_of(base: Base, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from perpcs.evaluation.across import SideBySide
 from perpcs.evaluation.comparisons import OTHER, OWN
 from perpcs.evaluation.contrasts import Contrast, judged
-from perpcs.evaluation.metrics import metric
+from perpcs.evaluation.metrics import telling
 from perpcs.report.compare_plot import comparison_plots
 from perpcs.report.html import environment, write_page
 from perpcs.report.tables import markdown
-from perpcs.report.wording import UNDEFINED, number, p_value, signed, span
+from perpcs.report.wording import UNDEFINED, number, p_value, signed, span, titled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +52,7 @@ def cells(side: SideBySide) -> list[list[str]]:
     """The table's text: value, interval, and the difference to the first experiment, starred where real."""
     names = [group.name for group in side.groups]
     return [
-        [side.titles.get(method, method), metric(name).title, *(_cell(side, g, method, name) for g in names)]
+        [side.titles.get(method, method), titled(name), *(_cell(side, g, method, name) for g in names)]
         for name, method in lines(side)
     ]
 
@@ -66,8 +66,8 @@ def _cell(side: SideBySide, group: str, method: str, name: str) -> str:
 
 
 def within(side: SideBySide) -> list[list[str]]:
-    """Text of the differences between methods under each task's first metric, own minus other first."""
-    heads = {group.name: group.runs[0].metrics[:1] for group in side.groups}
+    """Text of the differences between methods under each task's telling metrics, own minus other first."""
+    heads = {group.name: telling(group.runs[0].metrics) for group in side.groups}
     shown = [c for c in side.contrasts if c.metric in heads[c.group]]
     shown.sort(key=lambda c: (c.method, c.versus) != PERSONAL)
     return [_within(side, c) for c in shown]
@@ -76,7 +76,7 @@ def within(side: SideBySide) -> list[list[str]]:
 def _within(side: SideBySide, c: Contrast) -> list[str]:
     names = [side.titles.get(name, name) for name in (c.method, c.versus)]
     found = [signed(c.difference), span(c.low, c.high, sign=True), p_value(c.p_adjusted)]
-    return [c.group, *names, metric(c.metric).title, *found, str(c.users), c.verdict]
+    return [c.group, *names, titled(c.metric), *found, str(c.users), c.verdict]
 
 
 def comparison_markdown(side: SideBySide) -> str:

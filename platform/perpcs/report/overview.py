@@ -12,10 +12,10 @@ import numpy as np
 from perpcs.evaluation.across import Group, SideBySide
 from perpcs.evaluation.comparisons import ADAPTED, OTHER, OWN
 from perpcs.evaluation.contrasts import Contrast, sample_of
-from perpcs.evaluation.metrics import GOLD_LOSS, metric
+from perpcs.evaluation.metrics import metric, telling
 from perpcs.evaluation.results import Role
 from perpcs.report.tables import markdown
-from perpcs.report.wording import MARKS, UNDEFINED, number, signed
+from perpcs.report.wording import MARKS, UNDEFINED, number, signed, titled
 
 SHOWN = (
     ADAPTED, OWN, "peft_retrieval", "gradient_global", "reranked", "reranked_fitted", "per_pcs", "joint", "random_pieces",
@@ -38,12 +38,12 @@ def overview(side: SideBySide) -> str:
     gaps = [f"{side.titles.get(a, a)} − {side.titles.get(b, b)}" for a, b in pairs]
     lines = [
         [
-            _name(group) + ("" if name == group.runs[0].metrics[0] else f", {_titled(name)}"),
+            _name(group) + ("" if name == group.runs[0].metrics[0] else f", {titled(name)}"),
             *_best_marked(side, group, methods, name),
             *(_gap(_contrast(side, group, *p, name)) for p in pairs),
         ]
         for group in side.groups
-        for name in _telling(group)
+        for name in telling(group.runs[0].metrics)
     ]
     return markdown(["Experiment", *(side.titles.get(m, m) for m in methods), *gaps], lines)
 
@@ -52,21 +52,11 @@ def tables(side: SideBySide) -> Iterator[tuple[str, str]]:
     """(heading, Markdown table) of every experiment: all methods with intervals and what they have over adapted and OPPU."""
     for group in side.groups:
         names = group.runs[0].metrics
-        more = _telling(group)[1:]
+        more = telling(group.runs[0].metrics)[1:]
         gaps = ["− task-adapted base", "− OPPU"]
-        gaps += [f"{gap}: {_titled(name)}" for name in more for gap in gaps]
-        header = ["Method", *map(_titled, names), *gaps]
+        gaps += [f"{gap}: {titled(name)}" for name in more for gap in gaps]
+        header = ["Method", *map(titled, names), *gaps]
         yield _name(group), markdown(header, [_line(side, group, m, names) for m in group.runs[0].methods])
-
-
-def _telling(group: Group) -> list[str]:
-    """The metrics by which methods are compared: the headline, and the golds' loss where it is there."""
-    first, *more = group.runs[0].metrics
-    return [first, *(name for name in more if name == GOLD_LOSS)]
-
-
-def _titled(name: str) -> str:
-    return metric(name).title + ("" if metric(name).higher_is_better else " ↓")
 
 
 def _name(group: Group) -> str:
@@ -104,7 +94,7 @@ def _line(side: SideBySide, group: Group, method: str, names: Sequence[str]) -> 
         values.append(number(None if cell is None else cell.value) + ends)
     gaps = [
         _gap(_contrast(side, group, method, versus, name))
-        for name in _telling(group)
+        for name in telling(group.runs[0].metrics)
         for versus in (ADAPTED, OWN)
     ]
     return [MARKS[role] + side.titles.get(method, method), *values, *gaps]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perpcs.evaluation.comparisons import ADAPTED, OTHER, OWN, Answer, verdict
-from perpcs.evaluation.metrics import metric
+from perpcs.evaluation.metrics import metric, telling
 from perpcs.evaluation.results import Results, Row
 from perpcs.report.wording import evidence, share, share_span
 
@@ -27,8 +27,8 @@ def best(results: Results, role: str, name: str) -> Row | None:
 
 
 def statements(results: Results) -> tuple[Statement, ...]:
-    """The headline statements under the first metric; a question whose rows are missing is left out."""
-    return tuple(_statements(results, results.metrics[0])) if results.rows else ()
+    """The headline statements under the telling metrics; a question whose rows are missing is left out."""
+    return tuple(s for name in telling(results.metrics) for s in _statements(results, name))
 
 
 def _statements(results: Results, name: str) -> Iterator[Statement]:

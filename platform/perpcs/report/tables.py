@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from perpcs.evaluation.metrics import metric
 from perpcs.evaluation.results import Results, Row
-from perpcs.report.wording import MARKS, duration, number, share, size, span
+from perpcs.report.wording import MARKS, duration, number, share, size, span, titled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,8 +17,7 @@ _STYLES = {"method": "", "ours": "bold", "control": "dim"}
 
 def headers(results: Results) -> list[str]:
     """Column titles: method, each metric, share of OPPU's gain, storage, time."""
-    names = [metric(name).title + ("" if metric(name).higher_is_better else " ↓") for name in results.metrics]
-    return ["Method", *names, "of OPPU's gain", "per user", "time"]
+    return ["Method", *map(titled, results.metrics), "of OPPU's gain", "per user", "time"]
 
 
 def method_rows(results: Results) -> list[list[Row]]:

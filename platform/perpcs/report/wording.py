@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perpcs.evaluation.metrics import metric
 from perpcs.evaluation.results import Comparison, Gain
 
 UNDEFINED = "–"
@@ -14,6 +15,11 @@ MARKS = {"method": "", "ours": "★ ", "control": "○ "}
 def number(value: float | None) -> str:
     """Three decimals, a dash when undefined."""
     return UNDEFINED if value is None else f"{value:.3f}"
+
+
+def titled(name: str) -> str:
+    """A metric's title, with an arrow where less is better."""
+    return metric(name).title + ("" if metric(name).higher_is_better else " ↓")
 
 
 def signed(value: float | None) -> str:

@@ -127,7 +127,7 @@ class KindModel:
     @torch.no_grad()
     def label_losses(self, examples: Sequence[Encoded]) -> list[float]:
         """Mean loss of each example's label, nats per token, as `perpcs.evaluation.likelihood.label_losses`."""
-        return [-float(self._scores(e.prompt, [e.label])[0]) / len(e.label) for e in examples if e.label]
+        return [-float(self._scores(e.prompt, [e.label])[0]) / len(e.label) for e in examples]
 
     def _scores(self, prompt: tuple[int, ...], choices: Sequence[tuple[int, ...]]) -> Tensor:
         ids, mask, labels = _right_padded([Encoded(prompt, c) for c in choices], pad_id=self.pad_id)

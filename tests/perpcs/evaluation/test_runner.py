@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from perpcs.config.schema import PromptConfig, SyntheticConfig, TinyConfig
-from perpcs.evaluation.runner import answer, asked
+from perpcs.evaluation.likelihood import label_losses
+from perpcs.evaluation.runner import answer, asked, gold_losses
 from perpcs.lora.bank import AdapterBank
 from perpcs.model.base import banked
 from perpcs.model.tiny import new_llama, train_tokenizer
-from perpcs.population.prompts import PLAIN, Context, Prompter
+from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
 from perpcs.population.synthetic import synthetic_population
 from perpcs.population.tasks import get_task
 
@@ -105,11 +106,12 @@ def test_constrained_answers_are_labels_of_the_task(ask, people, adapter_of):
     assert (found.user_ids, found.query_ids) == (free.user_ids, free.query_ids)
 
 
-def test_the_golds_losses_are_those_of_one_sequence_at_a_time_in_plain_weights(ask, base, people, adapter_of):
+def test_the_golds_losses_are_those_of_one_sequence_at_a_time_in_plain_weights(base, people, adapter_of):
     """W + 2 b a written into a copy of the model, each question alone and without padding."""
-    found = ask(people, adapter_of=adapter_of, likelihood=True, batch=3)
-    assert ask(people).losses == () and len(found.losses) == len(found.golds)
     prompter, expected = Prompter(TASK, base.tokenizer, PromptConfig(max_label=6)), []
+    found = gold_losses(
+        base, prompter, people, context=PLAIN, adapter_of=adapter_of, scale=2.0, batch=3, max_queries=0
+    )
     for user in people:
         plain = copy.deepcopy(base.model.model)
         for name, (a, b) in adapter_of(user.id).items():
@@ -118,4 +120,15 @@ def test_the_golds_losses_are_those_of_one_sequence_at_a_time_in_plain_weights(a
             prompt, label = prompter.query(user, query).prompt, prompter.label(query.gold)
             logits = plain(input_ids=torch.tensor([prompt + label])).logits[0, len(prompt) - 1 : -1]
             expected.append(float(F.cross_entropy(logits, torch.tensor(label))))
-    np.testing.assert_allclose(found.losses, expected, rtol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    few = gold_losses(
+        base, prompter, people, context=PLAIN, adapter_of=adapter_of, scale=2.0, batch=64, max_queries=2
+    )
+    assert len(found) == 20 and len(few) == 8
+    np.testing.assert_allclose(few[:2], expected[:2], rtol=1e-4)
+
+
+def test_nothing_has_no_losses_and_an_empty_label_is_refused(base):
+    assert label_losses(base.model, [], bank=None, slots=[], batch=4).tolist() == []
+    with pytest.raises(ValueError, match="without label tokens"):
+        label_losses(base.model, [Encoded((3, 4), ())], bank=None, slots=[0], batch=4)

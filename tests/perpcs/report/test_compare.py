@@ -34,6 +34,16 @@ def test_a_real_change_of_the_same_users_is_found(results, make):
     assert found.difference == pytest.approx(expected, abs=1e-5)
 
 
+def test_losses_per_token_are_compared_under_one_tokenizer_only(make):
+    run = make(likelihood=True)
+    same = compare([run, other(run)], resamples=300)
+    foreign = compare([run, other(run, fingerprint="another base")], resamples=300)
+    assert same.difference("second", "oppu", "gold_loss").difference == 0
+    assert foreign.difference("second", "oppu", "gold_loss") is None
+    assert foreign.difference("second", "oppu", "accuracy") is not None
+    assert {line[3] for line in within(foreign)} == {"Accuracy", "Nats per gold token ↓"}
+
+
 def test_same_ids_with_other_queries_are_not_the_same_users(results):
     strangers = other(replace(results, user_digests=dict.fromkeys(results.user_digests, "x")))
     side = compare([results, strangers], resamples=300)
