@@ -65,31 +65,24 @@ def cores(result: Result) -> str:
     return table(["", "users/hour", "× PEFT's loop", "× PEFT's processes"], rows)
 
 
-def upper(result: Result) -> str:
-    """Adapting only the upper layers."""
+def less_training(result: Result) -> str:
+    """Upper layers only, fewer steps, and starts, against the default training."""
+    depth, first = result["sizes"]["depth"], result["rows"][0]
     rows = [
-        [f"{r['layers']} of 4", r["seconds"], f"{r['times_all_layers']:.2f}", f"{r['accuracy']:.3f}"]
-        for r in result["upper_layers"]
-    ]
-    return table(["adapted layers", "seconds", "× all layers", "accuracy"], rows)
-
-
-def warm(result: Result) -> str:
-    """Starting from the assembly."""
-    rows = result["warm_start"]
-    cold = {r["steps"]: r for r in rows if r["start"] == "zero"}
-    return table(
-        ["steps", "from zero", "from the assembly"],
         [
-            [
-                r["steps"],
-                f"{cold[r['steps']]['accuracy']:.3f}" if r["steps"] in cold else "–",
-                f"{r['accuracy']:.3f}",
-            ]
-            for r in rows
-            if r["start"] == "assembly"
-        ],
-    )
+            f"{r['layers']} of {depth}",
+            "q, k, v, o, MLP" if r["mlp"] else "q, k, v, o",
+            r["start"],
+            r["steps"],
+            f"{r['seconds']:.1f}",
+            f"{r['times_reference']:.1f}",
+            f"{r['accuracy']:.3f}",
+            "–" if r is first else f"{100 * r['over_reference']:+.1f}".replace("-", "−"),
+        ]
+        for r in result["rows"]
+    ]
+    head = ["adapted layers", "targets", "start", "steps", "seconds", "× faster", "accuracy", "points"]
+    return origin(result) + table(head, rows)
 
 
 def assembly(result: Result) -> str:
@@ -203,8 +196,7 @@ def with_load(part: Result) -> Result:
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "training": ("training", training),
     "training_cores": ("training", cores),
-    "upper_layers": ("training", upper),
-    "warm_start": ("training", warm),
+    "less_training": ("layers", less_training),
     "assembly": ("assembly", assembly),
     "pool_fetch": ("pool_fetch", fetch),
     "serving": ("serving", serving),
