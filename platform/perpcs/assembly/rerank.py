@@ -1,9 +1,10 @@
 """Re-ranking: keys make a shortlist of whole sharers, the history's likelihood decides about it (METHOD section 4).
 
-    w_j = exp(-L_j / T) / (exp(-L_0 / T) + sum_i exp(-L_i / T))
+    w_j = s(n) exp(-L_j / T) / (exp(-L_0 / T) + sum_i exp(-L_i / T)),    s(n) = min(1, sqrt(n / sure))
 
-L_j is the user's mean item loss under sharer j's whole LoRA, L_0 under the adapted base alone. The base's share goes to
-nobody: where no sharer explains the history better than the base does, little or nothing is added to it.
+L_j is the user's mean item loss under sharer j's whole LoRA, L_0 under the adapted base alone; n is the number of the
+user's items (see `trust`). The base's share goes to nobody: where no sharer explains the history better than the base
+does, little or nothing is added to it.
 
 Forward passes only, all candidates of all users in the same batches. Shapes: U users, P projections, n sharers,
 c candidates, k picks.
