@@ -27,12 +27,11 @@ from perpcs.assembly.merge import adapter_from_recipe
 from perpcs.assembly.pieces import MemoryPieces
 from perpcs.assembly.rules import gradient_picks, make_recipe
 from perpcs.config.schema import LoraConfig, TrainConfig
-from perpcs.evaluation.runner import answer
+from perpcs.evaluation.runner import Asking, answer
 from perpcs.lora.bank import Adapter
 from perpcs.lora.inject import BankedModel
 from perpcs.model.adapt import unbanked
 from perpcs.model.base import Base
-from perpcs.population.prompts import PLAIN
 from perpcs.records import PoolSpec, Population, SharerAdapter
 from perpcs.train.data import UserData
 from perpcs.train.host import keep_freed_memory
@@ -133,10 +132,8 @@ def factors(record: SharerAdapter) -> Adapter:
 def accuracy(base: Base, people: Population, adapters: Mapping[str, Adapter]) -> float:
     """Share of the targets' queries answered with the gold label."""
     lora = LoraConfig()
-    got = answer(
-        base, world.prompter_of(base), people.targets, context=PLAIN, adapter_of=adapters.__getitem__,
-        scale=lora.alpha / lora.rank, batch=128, max_queries=0,
-    )  # fmt: skip
+    how = Asking(adapter_of=adapters.__getitem__, scale=lora.alpha / lora.rank, batch=128)
+    got = answer(base, world.prompter_of(base), people.targets, how)
     return statistics.mean(a == b for a, b in zip(got.predictions, got.golds, strict=True))
 
 

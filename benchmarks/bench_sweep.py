@@ -43,7 +43,7 @@ def independent(config: dict[str, Any]) -> None:
     from jobs.loading import open_assembler
     from perpcs.assembly.merge import adapter_from_recipe
     from perpcs.assembly.rules import make_recipe
-    from perpcs.evaluation.runner import answer
+    from perpcs.evaluation.runner import Asking, answer
     from storage.layout import Paths
 
     trial: Trial = config["trial"]
@@ -58,11 +58,14 @@ def independent(config: dict[str, Any]) -> None:
         u.id: make_recipe(u.id, "bench", p, assembler.pieces, merge=method.merge)
         for u, p in zip(evaluator.users, picks, strict=True)
     }
-    found = answer(
-        evaluator.base, evaluator.prompter, evaluator.users, context=method.context(retrieve=1),
+    how = Asking(
+        context=method.context(retrieve=1),
         adapter_of=lambda user: adapter_from_recipe(recipes[user], assembler.pieces),
-        scale=cfg.lora.alpha / cfg.lora.rank, batch=cfg.evaluate.batch, max_queries=cfg.evaluate.max_queries,
-    )  # fmt: skip
+        scale=cfg.lora.alpha / cfg.lora.rank,
+        batch=cfg.evaluate.batch,
+        max_queries=cfg.evaluate.max_queries,
+    )
+    found = answer(evaluator.base, evaluator.prompter, evaluator.users, how)
     right = sum(p == g for p, g in zip(found.predictions, found.golds, strict=True)) / len(found.golds)
     tune.report({"value": right, "predictions": list(found.predictions)})
 

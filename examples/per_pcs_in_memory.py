@@ -25,12 +25,12 @@ from perpcs.config.schema import (
     TinyConfig,
     TrainConfig,
 )
-from perpcs.evaluation.runner import answer
+from perpcs.evaluation.runner import Asking, answer
 from perpcs.keys.history import BaseEncoder
 from perpcs.model.adapt import adapt
 from perpcs.model.base import Base, banked, fingerprint
 from perpcs.model.tiny import new_llama, pretrain, train_tokenizer
-from perpcs.population.prompts import PLAIN, Prompter
+from perpcs.population.prompts import Prompter
 from perpcs.population.synthetic import synthetic_population
 from perpcs.population.tasks import get_task
 from perpcs.records import PoolSpec, SharerAdapter, User
@@ -83,9 +83,7 @@ def data_of(prompter: Prompter, users: tuple[User, ...]) -> list[UserData]:
 def accuracy(base: Base, prompter: Prompter, users: tuple[User, ...], adapters: dict | None) -> float:
     """Share of the users' questions answered exactly as they did; every user in the batch has its own adapter."""
     adapter_of = None if adapters is None else adapters.__getitem__
-    found = answer(
-        base, prompter, users, context=PLAIN, adapter_of=adapter_of, scale=1.0, batch=64, max_queries=0
-    )
+    found = answer(base, prompter, users, Asking(adapter_of=adapter_of))
     return float(np.mean([p == g for p, g in zip(found.predictions, found.golds, strict=True)]))
 
 

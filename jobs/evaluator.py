@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict
 
 import torch
 
@@ -22,9 +21,9 @@ from perpcs.errors import DataError, StoreError
 from perpcs.evaluation.cost import adapter_parameters
 from perpcs.evaluation.methods import Method, Uses, others, recipe_name
 from perpcs.evaluation.runner import (
-    AdapterOf,
     Answers,
     Ask,
+    Asking,
     answer,
     answers_of,
     asked,
@@ -35,7 +34,7 @@ from perpcs.lora.bank import Adapter
 from perpcs.lora.peft_files import CONFIG, WEIGHTS, read_peft
 from perpcs.model.base import Base, banked, load_causal_lm
 from perpcs.model.size import model_size
-from perpcs.population.prompts import PLAIN, Context, Prompter
+from perpcs.population.prompts import PLAIN, Prompter
 from perpcs.records import Recipe, SharerAdapter, User
 from perpcs.train.kinds import Kind, KindModel
 from storage.files import join, read_bytes
@@ -45,16 +44,6 @@ from storage.pool import Pool
 from storage.population import read_ids, read_split
 from storage.recipes import RecipeStore
 from storage.view import PoolView
-
-
-class How(TypedDict):
-    """What asking and scoring have in common."""
-
-    context: Context
-    adapter_of: AdapterOf | None
-    scale: float
-    batch: int
-    max_queries: int
 
 
 class Opened:
@@ -145,7 +134,7 @@ class Evaluator:
             return self._kind_answers(method.kind)
         base, prompter, how = self._how(method)
         constrained = self.cfg.evaluate.decoding == "constrained"
-        return answer(base, prompter, self.users, **how, constrained=constrained)
+        return answer(base, prompter, self.users, how, constrained=constrained)
 
     def losses(self, method: Method) -> list[float]:
         """Nats per token of what every user really answered, in the order of `answers`.
@@ -156,7 +145,7 @@ class Evaluator:
             found = self._kind_losses(method.kind)
         else:
             base, prompter, how = self._how(method)
-            found = gold_losses(base, prompter, self.users, **how)
+            found = gold_losses(base, prompter, self.users, how)
         whose = [user.id for user in self.users for _ in asked(user, limit=self.cfg.evaluate.max_queries)]
         for user_id, loss in zip(whose, found, strict=True):
             if not math.isfinite(loss):
@@ -166,7 +155,7 @@ class Evaluator:
                 )
         return found
 
-    def _how(self, method: Method) -> tuple[Base, Prompter, How]:
+    def _how(self, method: Method) -> tuple[Base, Prompter, Asking]:
         """The model that a method asks, and how."""
         base, prompter = self.opened.raw if method.uses == "raw" else (self.base, self.prompter)
         lookup = {
@@ -178,7 +167,7 @@ class Evaluator:
             "recipe": partial(self._recipe_adapter, method),
         }
         chosen = lookup[method.uses]
-        how = How(
+        how = Asking(
             context=method.context(retrieve=self.cfg.evaluate.retrieve),
             adapter_of=None if chosen is None else (lambda u: chosen(self.whose(method, u))),
             scale=self.cfg.lora.alpha / self.cfg.lora.rank,

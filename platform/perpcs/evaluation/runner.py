@@ -10,7 +10,7 @@ from perpcs.generate.constrained import choose
 from perpcs.generate.greedy import generate
 from perpcs.lora.bank import Adapter, AdapterBank
 from perpcs.model.base import Base
-from perpcs.population.prompts import Context, Encoded, Prompter
+from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
 from perpcs.records import Query, User
 
 AdapterOf = Callable[[str], Adapter]
@@ -90,49 +90,49 @@ def gold_examples(prompter: Prompter, asks: Sequence[Ask]) -> list[Encoded]:
     ]
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How users are asked: what is shown of their past, whose adapters they get, and how much at once."""
+
+    context: Context = PLAIN
+    adapter_of: AdapterOf | None = None
+    """None: the base for everybody."""
+    scale: float = 1.0
+    """Of the adapters: alpha / rank."""
+    batch: int = 64
+    """Sequences at once, users mixed."""
+    max_queries: int = 0
+    """Of each user, the first ones; 0: all."""
+
+    def asks(self, users: Sequence[User]) -> list[Ask]:
+        """Every question, users and their queries in order; the s-th user has slot s."""
+        return [
+            Ask(slot, user, query, self.context)
+            for slot, user in enumerate(users)
+            for query in asked(user, limit=self.max_queries)
+        ]
+
+    def bank(self, base: Base, users: Sequence[User]) -> AdapterBank | None:
+        """The users' adapters, the s-th in slot s."""
+        if self.adapter_of is None:
+            return None
+        return bank_of(base, [self.adapter_of(user.id) for user in users], scale=self.scale)
+
+
 def answer(
-    base: Base,
-    prompter: Prompter,
-    users: Sequence[User],
-    *,
-    context: Context,
-    adapter_of: AdapterOf | None,
-    scale: float,
-    batch: int,
-    max_queries: int,
-    constrained: bool = False,
+    base: Base, prompter: Prompter, users: Sequence[User], how: Asking, *, constrained: bool = False
 ) -> Answers:
-    """Answers to the users' queries, each user with its own adapter (or the base when `adapter_of` is None)."""
-    asks = _asks(users, context, max_queries)
-    bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
-    texts = answer_all(base, prompter, asks, bank=bank, batch=batch, constrained=constrained)
-    return answers_of(users, texts, max_queries=max_queries)
+    """Answers to the users' queries, each user with its own adapter."""
+    asks, bank = how.asks(users), how.bank(base, users)
+    texts = answer_all(base, prompter, asks, bank=bank, batch=how.batch, constrained=constrained)
+    return answers_of(users, texts, max_queries=how.max_queries)
 
 
-def gold_losses(
-    base: Base,
-    prompter: Prompter,
-    users: Sequence[User],
-    *,
-    context: Context,
-    adapter_of: AdapterOf | None,
-    scale: float,
-    batch: int,
-    max_queries: int,
-) -> list[float]:
+def gold_losses(base: Base, prompter: Prompter, users: Sequence[User], how: Asking) -> list[float]:
     """Nats per token of what the users really answered, in the order of `answer`: how unlikely it is to the method."""
-    asks = _asks(users, context, max_queries)
-    bank = None if adapter_of is None else bank_of(base, [adapter_of(user.id) for user in users], scale=scale)
+    asks, bank = how.asks(users), how.bank(base, users)
     golds, slots = gold_examples(prompter, asks), [ask.slot for ask in asks]
-    return [float(x) for x in label_losses(base.model, golds, bank=bank, slots=slots, batch=batch)]
-
-
-def _asks(users: Sequence[User], context: Context, max_queries: int) -> list[Ask]:
-    return [
-        Ask(slot, user, query, context)
-        for slot, user in enumerate(users)
-        for query in asked(user, limit=max_queries)
-    ]
+    return [float(x) for x in label_losses(base.model, golds, bank=bank, slots=slots, batch=how.batch)]
 
 
 def bank_of(base: Base, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:

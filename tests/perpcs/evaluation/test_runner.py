@@ -1,6 +1,7 @@
 """Answers to queries, many users in one batch."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from torch.nn import functional as F
 
 from perpcs.config.schema import PromptConfig, SyntheticConfig, TinyConfig
 from perpcs.evaluation.likelihood import label_losses
-from perpcs.evaluation.runner import answer, asked, gold_losses
+from perpcs.evaluation.runner import Asking, answer, asked, gold_losses
 from perpcs.lora.bank import AdapterBank
 from perpcs.model.base import banked
 from perpcs.model.tiny import new_llama, train_tokenizer
-from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
+from perpcs.population.prompts import Context, Encoded, Prompter
 from perpcs.population.synthetic import synthetic_population
 from perpcs.population.tasks import get_task
 
@@ -39,11 +40,8 @@ def base(people):
 def ask(base):
     prompter = Prompter(TASK, base.tokenizer, PromptConfig(max_label=6))
 
-    def ask(users, *, adapter_of=None, batch=64, max_queries=0, context=PLAIN, **more):
-        return answer(
-            base, prompter, users, context=context, adapter_of=adapter_of, scale=2.0, batch=batch,
-            max_queries=max_queries, **more,
-        )  # fmt: skip
+    def ask(users, *, constrained=False, **how):
+        return answer(base, prompter, users, Asking(scale=2.0, **how), constrained=constrained)
 
     return ask
 
@@ -109,9 +107,8 @@ def test_constrained_answers_are_labels_of_the_task(ask, people, adapter_of):
 def test_the_golds_losses_are_those_of_one_sequence_at_a_time_in_plain_weights(base, people, adapter_of):
     """W + 2 b a written into a copy of the model, each question alone and without padding."""
     prompter, expected = Prompter(TASK, base.tokenizer, PromptConfig(max_label=6)), []
-    found = gold_losses(
-        base, prompter, people, context=PLAIN, adapter_of=adapter_of, scale=2.0, batch=3, max_queries=0
-    )
+    own = Asking(adapter_of=adapter_of, scale=2.0, batch=3)
+    found = gold_losses(base, prompter, people, own)
     for user in people:
         plain = copy.deepcopy(base.model.model)
         for name, (a, b) in adapter_of(user.id).items():
@@ -121,9 +118,7 @@ def test_the_golds_losses_are_those_of_one_sequence_at_a_time_in_plain_weights(b
             logits = plain(input_ids=torch.tensor([prompt + label])).logits[0, len(prompt) - 1 : -1]
             expected.append(float(F.cross_entropy(logits, torch.tensor(label))))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    few = gold_losses(
-        base, prompter, people, context=PLAIN, adapter_of=adapter_of, scale=2.0, batch=64, max_queries=2
-    )
+    few = gold_losses(base, prompter, people, replace(own, batch=64, max_queries=2))
     assert len(found) == 20 and len(few) == 8
     np.testing.assert_allclose(few[:2], expected[:2], rtol=1e-4)
 
