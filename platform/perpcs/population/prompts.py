@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MARKER = f"\n{ANSWER}"
 _LEAST_TEXT = 4
-"""A cut history line with fewer tokens of text than this is left out: it says nothing."""
+"""A cut history line with fewer tokens of text than this is left out: it says nothing. Nor would such a question."""
 
 
 class Tokenizer(Protocol):
@@ -77,7 +77,7 @@ class Prompter:
     """Turns one task's items and queries into token ids within `cfg.max_length`.
 
     `profile(items)` replaces the statistics line, e.g. by one that a model wrote. Raises ModelError when the
-    tokenizer has no EOS, ConfigError when the marker leaves no room for a prompt.
+    tokenizer has no EOS, ConfigError when marker and instruction leave no room for what is asked.
     """
 
     def __init__(
@@ -100,6 +100,13 @@ class Prompter:
             raise ConfigError(
                 f"prompt.max_length={cfg.max_length}: leaves no room for a prompt beside "
                 f"prompt.max_label={cfg.max_label}; raise it"
+            )
+        words = len(self._ids(task.prompt("", cfg.instruction)))
+        if cfg.instruction == "full" and self._room < words + _LEAST_TEXT:
+            raise ConfigError(
+                f"prompt.max_length={cfg.max_length}: the full instruction of {task.name} has {words} tokens, which leaves no "
+                f"room for what is asked; use at least {cfg.max_length - self._room + 2 * words}, or "
+                "prompt.instruction=short"
             )
 
     def item(self, user: User, index: int, *, context: Context = PLAIN) -> Encoded | None:

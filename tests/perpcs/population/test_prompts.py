@@ -1,4 +1,5 @@
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,17 @@ def test_instruction_style_and_written_profile(tokenizer, movies):
     text = tokenizer.decode(prompter.prompt("X", movies.history, context=Context(profile=True)))
     assert text.startswith("<s>saw 6 movies\nWhich tag does this movie relate to")
     assert text.endswith("description: X\nanswer:")
+
+
+def test_an_instruction_that_leaves_no_room_for_the_question_is_refused(tokenizer):
+    """It would be all that the model sees, the same for every question."""
+    full = PromptConfig(max_length=64, max_label=8, instruction="full")
+    with pytest.raises(
+        ConfigError, match="full instruction of LaMP-2M has .* or prompt.instruction=short"
+    ) as told:
+        Prompter(get_task("LaMP-2M"), tokenizer, full)
+    least = int(re.search(r"at least (\d+)", str(told.value))[1])
+    Prompter(get_task("LaMP-2M"), tokenizer, replace(full, max_length=least))
 
 
 def test_an_empty_history_gives_the_plain_prompt(prompter):
