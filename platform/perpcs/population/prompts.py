@@ -104,8 +104,8 @@ class Prompter:
         words = len(self._ids(task.prompt("", cfg.instruction)))
         if cfg.instruction == "full" and self._room < words + _LEAST_TEXT:
             raise ConfigError(
-                f"prompt.max_length={cfg.max_length}: the full instruction of {task.name} has {words} tokens, which leaves no "
-                f"room for what is asked; use at least {cfg.max_length - self._room + 2 * words}, or "
+                f"prompt.max_length={cfg.max_length}: the full instruction of {task.name} has {words} tokens, which leaves "
+                f"no room for what is asked; use at least {cfg.max_length - self._room + 2 * words}, or "
                 "prompt.instruction=short"
             )
 

@@ -124,7 +124,7 @@ def test_an_instruction_that_leaves_no_room_for_the_question_is_refused(tokenize
     """It would be all that the model sees, the same for every question."""
     full = PromptConfig(max_length=64, max_label=8, instruction="full")
     with pytest.raises(
-        ConfigError, match="full instruction of LaMP-2M has .* or prompt.instruction=short"
+        ConfigError, match=r"full instruction of LaMP-2M has .* or prompt\.instruction=short"
     ) as told:
         Prompter(get_task("LaMP-2M"), tokenizer, full)
     least = int(re.search(r"at least (\d+)", str(told.value))[1])
