@@ -23,13 +23,13 @@ from jobs.experiment import is_finished, read_marker
 from jobs.loading import open_base, open_pieces, open_prompter
 from jobs.report import write_page_of
 from jobs.runtime import run_remote
-from perpcs.audit.attack import ATTACKS, Attack, attack_sharer, bank_of_adapters, references
+from perpcs.audit.attack import ATTACKS, Attack, attack_sharer, references
 from perpcs.audit.findings import Audit, LeakRow, to_text
 from perpcs.audit.membership import Scores, measure
 from perpcs.audit.split import split_history
 from perpcs.config import ExperimentConfig, load_config
 from perpcs.errors import ConfigError, DataError
-from perpcs.lora.bank import Adapter
+from perpcs.lora.bank import Adapter, AdapterBank
 from perpcs.population.prompts import Encoded, Prompter
 from perpcs.population.synthetic import fresh_items
 from perpcs.records import User
@@ -80,7 +80,8 @@ class Auditor:
             {name: self.adapters[i][name] for j, name in enumerate(self.names) if kept[i, j]}
             for i in range(len(self.ids))
         ]
-        bank = bank_of_adapters(self.base.model, shown, scale=scale)
+        model = self.base.model
+        bank = AdapterBank.holding(model.projections, shown, scale=scale, device=model.device)
         found: dict[Attack, list[Scores]] = {attack: [] for attack in ATTACKS}
         for i, sharer in enumerate(self.ids):
             against = references(self.ids, sharer, count=count, seed=self.cfg.seed)

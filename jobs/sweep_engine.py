@@ -34,9 +34,9 @@ from perpcs.config import ExperimentConfig
 from perpcs.evaluation.comparisons import SummaryOptions
 from perpcs.evaluation.methods import recipe_name
 from perpcs.evaluation.results import Cost, Experiment, MethodOutput
-from perpcs.evaluation.runner import Ask, answer_all, asked, bank_of
+from perpcs.evaluation.runner import Ask, answer_all, asked
 from perpcs.evaluation.summary import build_results
-from perpcs.lora.bank import Adapter
+from perpcs.lora.bank import Adapter, AdapterBank
 from perpcs.population.prompts import PLAIN, Context, Encoded, Prompter
 from perpcs.population.tasks import get_task
 from perpcs.records import Query, Recipe, User
@@ -216,7 +216,10 @@ class Engine:
         if not asks:
             return
         scale = self.cfg.lora.alpha / self.cfg.lora.rank
-        bank = bank_of(self.evaluator.base, list(adapters.values()), scale=scale) if adapters else None
+        model, bank = self.evaluator.base.model, None
+        if adapters:
+            held = list(adapters.values())
+            bank = AdapterBank.holding(model.projections, held, scale=scale, device=model.device)
         texts = answer_all(self.evaluator.base, self.prompter, asks, bank=bank, batch=self.cfg.evaluate.batch)
         for place, text in zip(owners, texts, strict=True):
             answers[place].append(text)

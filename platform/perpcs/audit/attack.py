@@ -16,7 +16,7 @@ import numpy as np
 
 from perpcs.audit.membership import Scores
 from perpcs.evaluation.likelihood import label_losses
-from perpcs.lora.bank import Adapter, AdapterBank
+from perpcs.lora.bank import AdapterBank
 from perpcs.lora.inject import BankedModel
 from perpcs.population.prompts import Encoded
 from perpcs.seeds import rng
@@ -32,15 +32,6 @@ def references(ids: Sequence[str], sharer: str, *, count: int, seed: int) -> lis
     others = [i for i, other in enumerate(ids) if other != sharer]
     picked = rng(seed, "audit", sharer).permutation(len(others))[:count].tolist()
     return sorted(others[i] for i in picked)
-
-
-def bank_of_adapters(model: BankedModel, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:
-    """A bank with one adapter per slot; projections that an adapter lacks are the base's."""
-    rank = max((a.shape[0] for adapter in adapters for a, _ in adapter.values()), default=1)
-    bank = AdapterBank(model.projections, len(adapters), rank=rank, scale=scale, device=model.device)
-    for slot, adapter in enumerate(adapters):
-        bank.load(slot, adapter)
-    return bank
 
 
 def losses(

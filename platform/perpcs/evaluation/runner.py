@@ -116,7 +116,9 @@ class Asking:
         """The users' adapters, the s-th in slot s."""
         if self.adapter_of is None:
             return None
-        return bank_of(base, [self.adapter_of(user.id) for user in users], scale=self.scale)
+        adapters = [self.adapter_of(user.id) for user in users]
+        model = base.model
+        return AdapterBank.holding(model.projections, adapters, scale=self.scale, device=model.device)
 
 
 def answer(
@@ -133,14 +135,3 @@ def gold_losses(base: Base, prompter: Prompter, users: Sequence[User], how: Aski
     asks, bank = how.asks(users), how.bank(base, users)
     golds, slots = gold_examples(prompter, asks), [ask.slot for ask in asks]
     return [float(x) for x in label_losses(base.model, golds, bank=bank, slots=slots, batch=how.batch)]
-
-
-def bank_of(base: Base, adapters: Sequence[Adapter], *, scale: float) -> AdapterBank:
-    """A bank with these adapters in its slots, as wide as the widest; one without any piece is the base."""
-    rank = max((a.shape[0] for adapter in adapters for a, _ in adapter.values()), default=1)
-    bank = AdapterBank(
-        base.model.projections, len(adapters), rank=rank, scale=scale, device=base.model.device
-    )
-    for slot, adapter in enumerate(adapters):
-        bank.load(slot, adapter)
-    return bank

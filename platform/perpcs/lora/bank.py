@@ -89,6 +89,23 @@ class AdapterBank:
         self.parameters = SlotParameters(shapes, slots, device=device)
         self._loaded_rank: dict[int, int] = {}
 
+    @classmethod
+    def holding(
+        cls,
+        projections: Sequence[Projection],
+        adapters: Sequence[Adapter],
+        *,
+        scale: float,
+        device: torch.device | str = "cpu",
+    ) -> AdapterBank:
+        """A bank with the s-th adapter in slot s, as wide as the widest; one without any piece is the base. Raises as
+        `load` does."""
+        rank = max((len(a) for adapter in adapters for a, _ in adapter.values()), default=1)
+        bank = cls(projections, len(adapters), rank=rank, scale=scale, device=device)
+        for slot, adapter in enumerate(adapters):
+            bank.load(slot, adapter)
+        return bank
+
     @property
     def slots(self) -> int:
         """S."""

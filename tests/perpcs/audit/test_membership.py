@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from perpcs.audit.attack import ATTACKS, attack_sharer, bank_of_adapters, losses, references, scores
+from perpcs.audit.attack import ATTACKS, attack_sharer, losses, references, scores
 from perpcs.audit.findings import Audit, LeakRow, from_text, to_text
 from perpcs.audit.membership import Scores, auc, measure, tpr_at
 from perpcs.audit.split import split_history, without_held_out
 from perpcs.config.schema import LoraConfig, TrainConfig
 from perpcs.errors import DataError
+from perpcs.lora.bank import AdapterBank
 from perpcs.records import Item, User
 from perpcs.train.sharers import train_own
 
@@ -83,7 +84,9 @@ def trained(banked, session_user):
         {name: (torch.from_numpy(p.a), torch.from_numpy(p.b)) for name, p in one.pieces.items()}
         for one in made
     ]
-    return bank_of_adapters(banked, adapters, scale=2.0), [(u.examples[:6], u.examples[6:]) for u in users]
+    return AdapterBank.holding(banked.projections, adapters, scale=2.0), [
+        (u.examples[:6], u.examples[6:]) for u in users
+    ]
 
 
 def test_losses_are_those_of_each_item_alone(banked, trained):
